@@ -1,0 +1,100 @@
+"""Every exception titer raises on purpose, in one place.
+
+Two families, because they have two remedies and two exit statuses: `UsageError` (2) is something the user can
+mend in the study or on the command line before any work is done; `RunError` (1) is something that went wrong with
+a machine, a file or a model while working. Anything else that escapes is a bug in titer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TiterError(Exception):
+    """A problem told as: what is wrong, in which field, its value, what was expected, what to do about it."""
+
+    exit_status = 1
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        field: str | None = None,
+        value: object = None,
+        expected: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.problem, self.field, self.value, self.expected, self.remedy = problem, field, value, expected, remedy
+        parts = [problem.rstrip(".") + "."]
+        if field is not None:
+            parts.append(f"Field: {field} = {value!r}.")
+        if expected:
+            parts.append(f"Expected: {expected.rstrip('.')}.")
+        if remedy:
+            parts.append(f"To do: {remedy.rstrip('.')}.")
+        super().__init__(" ".join(parts))
+
+    def __reduce__(self):  # worker processes send these back to the parent by pickling
+        return _rebuild, (type(self), self.problem, self.field, self.value, self.expected, self.remedy)
+
+
+def _rebuild(cls, problem, field, value, expected, remedy):
+    return cls(problem, field=field, value=value, expected=expected, remedy=remedy)
+
+
+class UsageError(TiterError):
+    """The study or the command line is wrong. Raised before any work is done."""
+
+    exit_status = 2
+
+
+class StudyError(UsageError):
+    """A field of a study is missing, unknown or out of range, or two fields contradict one another."""
+
+
+class UnknownNameError(UsageError):
+    """A method, measure, study or source that no registry knows."""
+
+    def __init__(self, problem, *, field=None, value=None, expected=None, remedy=None):
+        super().__init__(problem, field=field, value=value, expected=expected, remedy=remedy)
+
+    @classmethod
+    def among(cls, kind: str, name: str, known: Iterable[str], *, field: str | None = None) -> UnknownNameError:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"`titer list {kind}s` shows all"
+        return cls(f"no {kind} has this name", field=field or kind, value=name,
+                   expected=f"one of {', '.join(known)}", remedy=remedy)  # fmt: skip
+
+
+class ThreatModelError(StudyError):
+    """A method that belongs to another threat model than the study's."""
+
+
+class OverlapError(UsageError):
+    """Defense, attack and evaluation data share an example exactly."""
+
+
+class AssetError(UsageError):
+    """A model, file or package is missing, truncated, or does not have the pinned hash."""
+
+
+class RunError(TiterError):
+    """Work that was started could not be finished. What is complete stays complete."""
+
+
+class BusyRunError(RunError):
+    """Another process works in the same run directory."""
+
+
+class RecordError(RunError):
+    """A record on disk cannot be believed: corrupted, of another format, or not what its name says."""
+
+
+class StorageError(RunError):
+    """The run directory cannot be written (permissions, disk full)."""
+
+
+class MeasureError(RunError):
+    """A measure cannot be computed on what it was given."""
