@@ -1,0 +1,1 @@
+"""Records: what happened, on disk. No torch here."""

@@ -1,0 +1,126 @@
+"""What is written down about a finished cell. Everything a verdict needs, no text, no weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from titer.study.base import Strict
+from titer.study.cell import Cell
+
+RECORD_FORMAT = 1
+
+Construct = Literal["refusal removal", "harmfulness", "exact", "capability", "over-refusal", "none"]
+
+
+class MeasureFacts(Strict):
+    """What a measure declares about itself.
+
+    higher: what a higher value means. sampling: `fixed` (fixed prompts, deterministic decoding and scoring: no
+    sampling error) or `population` (the prompts stand for more). scale: `proportion` (outcomes are 0 or 1) or `mean`
+    (any real outcomes, `unit` says of what). chance: value expected from guessing, None if that has no meaning.
+    """
+
+    name: str
+    version: int
+    settings: dict[str, Any] = {}
+    higher: Literal["harmful", "capable", "worse"]
+    construct: Construct
+    sampling: Literal["fixed", "population"] = "population"
+    scale: Literal["proportion", "mean"] = "proportion"
+    unit: str = "share"
+    chance: float | None = None
+    max_new_tokens: int | None = None
+
+
+class Reading(Strict):
+    """One measure at one probe. value: mean of the outcomes, None if any outcome is not finite.
+
+    outcomes: one number per item, in the order of the part (0/1 for proportions). confirm readings exist only at
+    probes where the primary reading was suspicious.
+    """
+
+    label: str
+    value: float | None
+    n: int
+    se: float | None
+    outcomes: tuple[float | None, ...]
+
+
+class Cost(Strict):
+    """Metered by the engine, cumulative from the start of the cell's method; probes are not included.
+
+    steps: outer optimizer steps. examples, tokens: rows and non-padding tokens of training forwards (with gradient).
+    flops: forward-only work included. seconds: wall time of the method's own work.
+    """
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+
+class ProbeRecord(Strict):
+    step: int
+    cost: Cost
+    readings: tuple[Reading, ...]
+
+    def reading(self, label: str) -> Reading | None:
+        return next((r for r in self.readings if r.label == label), None)
+
+
+class Environment(Strict):
+    """Where a cell ran. Recorded beside the result; not part of its digest."""
+
+    titer: str
+    git: str | None = None
+    python: str = ""
+    platform: str = ""
+    cpu: str = ""
+    device: str = ""
+    threads: int = 0
+    packages: dict[str, str] = {}
+    """Versions of torch, transformers, peft, numpy …"""
+
+
+class Artifact(Strict):
+    """Weights kept by a building cell (a defender's model; never an attacked one)."""
+
+    sha256: str
+    bytes: int
+
+
+class CellRecord(Strict):
+    """The record of a finished cell.
+
+    outcome: `reached_budget` (all steps done), `stopped_broken` (beyond the largest φ of the sensitivity range, so
+    nothing more can be learned), `diverged` (a non-finite loss or gradient; the readings up to then stand).
+    loss, grad_norm: one number per optimizer step (None where not finite); other: further per-step figures.
+    """
+
+    format: Literal[1] = RECORD_FORMAT
+    digest: str
+    cell: Cell
+    outcome: Literal["reached_budget", "stopped_broken", "diverged"]
+    probes: tuple[ProbeRecord, ...]
+    measures: dict[str, MeasureFacts] = {}
+    loss: tuple[float | None, ...] = ()
+    grad_norm: tuple[float | None, ...] = ()
+    other: dict[str, tuple[float | None, ...]] = {}
+    cost: Cost = Cost()
+    probe_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    parameters: int = 0
+    trainable_parameters: int = 0
+    artifact: Artifact | None = None
+    environment: Environment
+    started: str
+    finished: str
+    resumed: int = 0
+    """How many times the cell continued from a rolling checkpoint."""
+    items: dict[str, str] = {}
+    """label → digest of the items read, so that readings of two cells can be paired only when they match."""
+    transcripts: bool = False
+
+    def probe(self, step: int) -> ProbeRecord | None:
+        return next((p for p in self.probes if p.step == step), None)

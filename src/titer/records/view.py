@@ -1,0 +1,42 @@
+"""A finished (or half-finished) run as the verdicts see it: the study, the plan and the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from titer.records.model import CellRecord
+from titer.study.cell import Plan, Role
+from titer.study.spec import Study
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One role of one cell, with its record (None while the cell is missing)."""
+
+    digest: str
+    role: Role
+    record: CellRecord | None
+
+
+@dataclass(frozen=True)
+class RunView:
+    """study, plan, records by cell digest. problems: corrupted records that were set aside, as sentences."""
+
+    study: Study
+    plan: Plan
+    records: dict[str, CellRecord]
+    problems: tuple[str, ...] = ()
+
+    def entries(self, purpose: str, **where: Any) -> Iterator[Entry]:
+        """Entries of one purpose, in plan order, whose role fields equal `where`."""
+        for planned in self.plan.cells:
+            for role in planned.roles:
+                if role.purpose == purpose and all(getattr(role, k) == v for k, v in where.items()):
+                    yield Entry(planned.digest, role, self.records.get(planned.digest))
+
+    @property
+    def missing(self) -> int:
+        """Cells planned but not finished."""
+        return sum(p.digest not in self.records for p in self.plan.cells)
