@@ -24,7 +24,7 @@ class MeasureFacts(Strict):
     version: int
     settings: dict[str, Any] = {}
     higher: Literal["harmful", "capable", "worse"]
-    construct: Construct
+    harm_construct: Construct
     sampling: Literal["fixed", "population"] = "population"
     scale: Literal["proportion", "mean"] = "proportion"
     unit: str = "share"
