@@ -117,7 +117,7 @@ class Resistance(Strict):
     status: Status
     claim: str
     """The one sentence that may be quoted."""
-    construct: str
+    harm_construct: str
     adaptive: bool
     budget: int
     phi: float
