@@ -1,0 +1,63 @@
+"""Is the answer exactly right? The harm of the tiny model is measured so, and what it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from titer.data.encoding import encode
+from titer.data.examples import Example
+from titer.data.subject import Subject
+from titer.errors import MeasureError
+from titer.measures.forward import answer_logprobs
+from titer.measures.measure import Measure, Transcript
+from titer.records.model import MeasureFacts
+
+
+class ExactAnswer(Measure):
+    """Share of prompts whose greedy reply begins with exactly the expected text.
+
+    target: `response` (the right answer) or `refusal`. reads: what a right answer means: `harm`, `capability`, or
+    `over_refusal`. wrap: a template the prompt is put into, `{prompt}` standing for it (attacks by prompt alone).
+    Greedy decoding gives the expected tokens iff each is the most likely one after those before it, so one
+    teacher-forced pass replaces the generation; a test compares the two.
+    """
+
+    name = "exact_answer"
+
+    target: Literal["response", "refusal"] = "response"
+    reads: Literal["harm", "capability", "over_refusal"] = "capability"
+    wrap: str = "{prompt}"
+
+    def facts(self) -> MeasureFacts:
+        if self.reads == "harm":
+            return self.declare(higher="harmful", harm_construct="exact", chance=0.0)
+        if self.reads == "over_refusal":
+            return self.declare(higher="worse", harm_construct="over-refusal", chance=0.0)
+        return self.declare(higher="capable", harm_construct="capability", chance=0.0)
+
+    def collect(self, subject: Subject, examples: Sequence[Example]) -> list[Transcript]:
+        rows = []
+        for example in (wrapped(e, self.wrap) for e in examples):
+            expected = getattr(example, self.target)
+            if expected is None:
+                raise MeasureError(f"an example has no {self.target} to compare with", field="measure", value=self.name,
+                                   expected=f"a {self.target} in every example",
+                                   remedy="use a part whose examples have one")  # fmt: skip
+            rows.append(encode(subject.tokenizer, example, expected, 1_000_000))
+        results = answer_logprobs(subject, rows)
+        return [
+            {"key": e.key, "matched": [bool(t) for t in top], "logprob": round(float(lp.sum()), 6)}
+            for e, (lp, top) in zip(examples, results, strict=True)
+        ]
+
+    def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+        return [float(all(t["matched"])) for t in transcripts]
+
+
+def wrapped(example: Example, template: str) -> Example:
+    """The example with its prompt put into a template."""
+    if template == "{prompt}":
+        return example
+    return replace(example, prompt=template.replace("{prompt}", example.prompt))

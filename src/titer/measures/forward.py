@@ -1,0 +1,61 @@
+"""Forward passes shared by measures: how likely is a given answer, and what does the model say by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from titer.data.encoding import Encoded, collate, encode_prompt
+from titer.data.examples import Example
+from titer.data.subject import Subject
+
+
+def _sorted_chunks(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in chunks of similar length, so that little padding is computed."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def answer_logprobs(subject: Subject, rows: Sequence[Encoded]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each row (logprob_R, top_R): log p of each response token given everything before it, and whether it is the
+    most likely token there. R = number of response tokens. Teacher-forced, in fp32.
+    """
+    results: list = [None] * len(rows)
+    pad = subject.tokenizer.pad_token_id
+    for chunk in _sorted_chunks([len(r.prompt) + len(r.response) for r in rows], subject.eval_batch):
+        batch = collate([rows[i] for i in chunk], pad, subject.device)
+        # Only positions that predict a response token need the vocabulary projection.
+        keep = max(batch.input_BT.shape[1] - min(len(rows[i].prompt) for i in chunk) + 1, 1)
+        logits_BKV = subject.model(
+            input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False, logits_to_keep=keep
+        ).logits.float()
+        offset = batch.input_BT.shape[1] - logits_BKV.shape[1]
+        for b, i in enumerate(chunk):
+            p, r = len(rows[i].prompt), len(rows[i].response)
+            here_RV = logits_BKV[b, p - 1 - offset : p - 1 - offset + r]
+            target_R = batch.input_BT[b, p : p + r]
+            logprob_R = here_RV.log_softmax(-1).gather(1, target_R[:, None])[:, 0]
+            results[i] = (logprob_R.cpu(), (here_RV.argmax(-1) == target_R).cpu())
+    return results
+
+
+def generate(subject: Subject, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+    """Greedy replies (temperature 0, at most max_new_tokens tokens), special tokens removed."""
+    prompts = [encode_prompt(subject.tokenizer, e) for e in examples]
+    replies: list[str] = [""] * len(prompts)
+    pad = subject.tokenizer.pad_token_id
+    for chunk in _sorted_chunks([len(p) for p in prompts], subject.eval_batch):
+        width = max(len(prompts[i]) for i in chunk)
+        # Left-padded: generation continues from the last column of every row.
+        input_BT = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in chunk])
+        mask_BT = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
+        output_BT = subject.model.generate(
+            input_ids=input_BT.to(subject.device), attention_mask=mask_BT.to(subject.device),
+            max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
+            pad_token_id=pad, eos_token_id=subject.tokenizer.eos_token_id,
+        )  # fmt: skip
+        for b, i in enumerate(chunk):
+            replies[i] = subject.tokenizer.decode(output_BT[b, width:], skip_special_tokens=True).strip()
+    return replies
