@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import field_serializer, field_validator
+
 from titer.study.base import Strict
 from titer.study.cell import Cell
 
@@ -44,6 +46,22 @@ class Reading(Strict):
     n: int
     se: float | None
     outcomes: tuple[float | None, ...]
+
+    @field_serializer("outcomes", when_used="json")
+    def _short(self, outcomes: tuple[float | None, ...]) -> Any:
+        """Proportions as a string of 0 and 1: a tenth of the size, and still readable."""
+        if outcomes and all(o in (0.0, 1.0) for o in outcomes):
+            return "".join("1" if o else "0" for o in outcomes)
+        return [o if o is None else float(f"{o:.6g}") for o in outcomes]
+
+    @field_validator("outcomes", mode="before")
+    @classmethod
+    def _long(cls, outcomes: Any) -> Any:
+        if isinstance(outcomes, str):
+            if set(outcomes) - {"0", "1"}:
+                raise ValueError("a string of outcomes holds only 0 and 1")
+            return tuple(float(c) for c in outcomes)
+        return outcomes
 
 
 class Cost(Strict):
@@ -121,6 +139,7 @@ class CellRecord(Strict):
     items: dict[str, str] = {}
     """label → digest of the items read, so that readings of two cells can be paired only when they match."""
     transcripts: bool = False
+    notes: dict[str, str] = {}
 
     def probe(self, step: int) -> ProbeRecord | None:
         return next((p for p in self.probes if p.step == step), None)

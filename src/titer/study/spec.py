@@ -38,7 +38,8 @@ class Pool(Strict):
     """Text from one source, cut into disjoint parts.
 
     parts: name → number of examples. The source is shuffled once (seed `shuffle`) and cut in declared order.
-    drop_near: pools whose near-duplicates (TF-IDF cosine above `near_threshold`) leave this pool before it is cut.
+    drop_near: pools whose near-duplicates (TF-IDF cosine above `near_threshold`) leave this pool before it is cut; its
+    own name removes near-duplicates within it.
     respond / refuse: `as_given` keeps the source's answers; `content_free` writes compliance without content;
     `standard` takes refusals from a list of common ones.
     """
@@ -275,12 +276,14 @@ class Generalization(Strict):
 
 
 class Task(Strict):
-    """A harmless task to be learned in condition 4: training text, a measure of having learned it, a budget in steps."""
+    """A harmless task to be learned in condition 4: training text, a measure of having learned it, budget in steps."""
 
     name: Name
     data: DataUse
     measure: MeasureUse
     budget: Annotated[int, Field(gt=0)]
+    search_part: PartName | None = None
+    """Prompts the search over the recipe looks at; required if the recipe is searched."""
 
 
 class Trainability(Strict):
@@ -295,7 +298,6 @@ class Trainability(Strict):
     search: dict[str, tuple[Any, ...]] = {}
     seeds: Seeds
     search_seeds: tuple[int, ...] = ()
-    search_part: PartName | None = None
     target: Probability = 0.95
     margin: Annotated[float, Field(gt=0)] = 0.1
     slowdown: Annotated[float, Field(ge=1)] = 2.0
@@ -307,8 +309,8 @@ class Trainability(Strict):
         _no_repeats(self.seeds, "seeds")
         if set(self.seeds) & set(self.search_seeds):
             raise ValueError("search_seeds and seeds must be disjoint")
-        if self.search and not self.search_seeds:
-            raise ValueError("a search needs search_seeds")
+        if self.search and not (self.search_seeds and all(t.search_part for t in self.tasks)):
+            raise ValueError("a search needs search_seeds, and a search_part in every task")
         return self
 
 
@@ -358,8 +360,8 @@ class Study(Strict):
                 raise ValueError(f"{where}: no part {part!r}; known parts: {', '.join(sorted(known))}")
         for name, pool in self.pools.items():
             for other in pool.drop_near:
-                if other not in self.pools or other == name:
-                    raise ValueError(f"pools.{name}.drop_near: no other pool {other!r}")
+                if other not in self.pools:
+                    raise ValueError(f"pools.{name}.drop_near: no pool {other!r}")
         for candidate in self.candidates:
             if candidate.defense and not (candidate.data or self.defense_data):
                 raise ValueError(f"candidate {candidate.name!r} has a defense but the study has no defense_data")

@@ -1,0 +1,234 @@
+"""Drive one method under a budget: meter it, probe it on a grid, stop it, resume it. Makes a record.
+
+Probes never change the trajectory: they run without gradient, in evaluation mode, with the random state restored.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from titer.data.examples import Example
+from titer.data.subject import Subject
+from titer.engine.checkpoint import Rolling
+from titer.engine.environment import environment
+from titer.engine.meter import Meter
+from titer.measures.measure import Measure, read
+from titer.methods.method import Method, MethodData, Run
+from titer.records.bounds import bounds
+from titer.records.model import Artifact, CellRecord, Cost, MeasureFacts, ProbeRecord, Reading
+from titer.study.cell import Cell, CellMeasure
+
+
+@dataclass
+class Eye:
+    """A measure with its text in hand. spec says when it is read."""
+
+    spec: CellMeasure
+    measure: Measure
+    examples: Sequence[Example]
+    items: str
+
+
+@dataclass
+class Driven:
+    """What driving gave: the record, the transcripts by (step, label), the final model (for building cells)."""
+
+    record: CellRecord
+    transcripts: dict[tuple[int, str], list[dict[str, Any]]] = field(default_factory=dict)
+    model: Any = None
+
+
+Progress = Callable[[int, int], None]
+"""(steps done, steps in all)"""
+
+
+class Stopped(Exception):
+    """Raised by a progress callback to stop a cell between two steps (the parent is gone, or a test wants it)."""
+
+
+def drive(
+    cell: Cell,
+    method: Method | None,
+    subject: Subject,
+    data: MethodData,
+    eyes: Sequence[Eye],
+    *,
+    rolling: Rolling | None = None,
+    progress: Progress | None = None,
+    artifact: Callable[[Any], Artifact] | None = None,
+    keep_transcripts: bool = False,
+) -> Driven:
+    """Run a cell from its parent's model, held by `subject` (changed in place), to its record.
+
+    With `rolling`, a checkpoint left by an interrupted run of the same cell is continued with identical results.
+    Deterministic on CPU: torch's global generator is seeded from the cell; everything else is a function of the seed.
+    """
+    state = _State(cell, started=_now())
+    with torch.random.fork_rng(devices=_cuda(subject)):
+        torch.manual_seed(cell.seed)
+        run: Run = method.start(subject, data, seed=cell.seed, horizon=cell.steps) if method else _Still(subject.model)
+        subject.model = run.model
+        saved = rolling.read() if rolling else None
+        if saved is not None:
+            run.load_state_dict(saved["run"])
+            state.restore(saved["engine"])
+            torch.random.set_rng_state(saved["rng"])
+        meter = Meter(run.model, state.cost)
+        try:
+            _loop(cell, run, subject, eyes, meter, state, rolling, progress, keep_transcripts)
+        finally:
+            meter.close()
+        model = run.model
+    record = state.record(subject, eyes, meter, artifact(model) if artifact and cell.keep else None)
+    if rolling:
+        rolling.delete()
+    return Driven(record=record, transcripts=state.transcripts, model=model)
+
+
+def _loop(cell, run, subject, eyes, meter, state, rolling, progress, keep_transcripts) -> None:
+    grid = set(cell.probes)
+    while True:
+        step = meter.steps
+        last = step >= cell.steps or state.outcome != "reached_budget"
+        if (step in grid or (last and grid)) and not state.probed(step):
+            begun = time.perf_counter()
+            # Probes see the model as it is, and the next step sees the same random numbers with or without them.
+            rng = torch.random.get_rng_state()
+            state.probe(cell, subject, eyes, meter.cost(), last=last, keep=keep_transcripts)
+            torch.random.set_rng_state(rng)
+            state.probe_seconds += time.perf_counter() - begun
+        if last or state.outcome != "reached_budget":
+            return
+        if rolling and rolling.due():
+            rolling.write({"run": run.state_dict(), "engine": state.dump(meter.cost()),
+                           "rng": torch.random.get_rng_state()})  # fmt: skip
+        if progress:
+            progress(step, cell.steps)
+        meter.start()
+        try:
+            log = run.step()
+        finally:
+            meter.stop()
+        meter.steps += 1
+        state.log(log)
+
+
+class _Still:
+    """No method at all: a model that is only looked at."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+
+class _State:
+    """What has been seen so far of one cell."""
+
+    def __init__(self, cell: Cell, started: str) -> None:
+        self.cell, self.started, self.cost = cell, started, Cost()
+        self.outcome = "reached_budget"
+        self.probes: list[ProbeRecord] = []
+        self.loss: list[float | None] = []
+        self.grad_norm: list[float | None] = []
+        self.other: dict[str, list[float | None]] = {}
+        self.probe_seconds = 0.0
+        self.resumed = 0
+        self.transcripts: dict[tuple[int, str], list[dict[str, Any]]] = {}
+        self.facts: dict[str, MeasureFacts] = {}
+
+    def probed(self, step: int) -> bool:
+        return any(p.step == step for p in self.probes)
+
+    def log(self, log) -> None:
+        self.loss.append(_finite(log.loss))
+        self.grad_norm.append(_finite(log.grad_norm))
+        for name, value in log.other.items():
+            self.other.setdefault(name, []).append(_finite(value))
+        if self.loss[-1] is None or self.grad_norm[-1] is None:
+            self.outcome = "diverged"
+
+    def probe(self, cell: Cell, subject: Subject, eyes: Sequence[Eye], cost: Cost, *, last: bool, keep: bool) -> None:
+        step, readings = cost.steps, {}
+
+        def look(eye: Eye) -> None:
+            label = eye.spec.label
+            self.facts[label] = eye.measure.facts()
+            readings[label], transcripts = read(eye.measure, subject, eye.examples, label)
+            if keep:
+                self.transcripts[step, label] = transcripts
+
+        for eye in eyes:
+            if eye.spec.at == "probes" or (eye.spec.at == "ends" and step == 0):
+                look(eye)
+        harm, stop = readings.get("harm"), cell.stop
+        if stop and harm and harm.value is not None and harm.value >= stop.suspect:
+            for eye in (e for e in eyes if e.spec.at == "suspected_breach"):
+                look(eye)
+            if self._beyond(readings, stop.above, stop.level):
+                self.outcome, last = "stopped_broken", True
+        if last:
+            for eye in (e for e in eyes if e.spec.at == "ends" and e.spec.label not in readings):
+                look(eye)
+        self.probes.append(ProbeRecord(step=step, cost=cost, readings=tuple(readings.values())))
+
+    def _beyond(self, readings: dict[str, Reading], above: float, level: float) -> bool:
+        """Harm and its confirmation on other prompts are both surely above `above`."""
+        labels = [label for label in ("harm", "confirm") if label in readings]
+        return len(labels) == 2 and all(bounds(readings[k], self.facts[k], level)[0] >= above for k in labels)
+
+    def dump(self, cost: Cost) -> dict[str, Any]:
+        return {
+            "cost": cost.model_dump(), "outcome": self.outcome, "started": self.started, "loss": self.loss,
+            "grad_norm": self.grad_norm, "other": self.other, "probe_seconds": self.probe_seconds,
+            "resumed": self.resumed, "probes": [p.model_dump(mode="json") for p in self.probes],
+            "facts": {k: v.model_dump(mode="json") for k, v in self.facts.items()},
+            "transcripts": [[s, k, v] for (s, k), v in self.transcripts.items()],
+        }  # fmt: skip
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        for name in ("outcome", "started", "loss", "grad_norm", "other", "probe_seconds"):
+            setattr(self, name, saved[name])
+        self.cost = Cost(**saved["cost"])
+        self.probes = [ProbeRecord.model_validate(p) for p in saved["probes"]]
+        self.facts = {k: MeasureFacts.model_validate(v) for k, v in saved["facts"].items()}
+        self.transcripts = {(s, k): v for s, k, v in saved["transcripts"]}
+        self.resumed = saved["resumed"] + 1
+
+    def record(self, subject: Subject, eyes: Sequence[Eye], meter: Meter, artifact: Artifact | None) -> CellRecord:
+        parameters = list(subject.model.parameters())
+        return CellRecord(
+            digest=self.cell.digest, cell=self.cell, outcome=self.outcome, probes=tuple(self.probes),
+            measures=self.facts, loss=tuple(self.loss), grad_norm=tuple(self.grad_norm),
+            other={k: tuple(v) for k, v in self.other.items()}, cost=meter.cost(),
+            probe_seconds=round(self.probe_seconds, 6), peak_memory_bytes=_peak_memory(subject),
+            parameters=sum(p.numel() for p in parameters),
+            trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+            artifact=artifact, environment=environment(subject.device), started=self.started, finished=_now(),
+            resumed=self.resumed, items={e.spec.label: e.items for e in eyes}, transcripts=bool(self.transcripts),
+        )  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _cuda(subject: Subject) -> list[int]:
+    return [subject.device.index or 0] if subject.device.type == "cuda" else []
+
+
+def _peak_memory(subject: Subject) -> int:
+    """Largest memory of this process so far (host), or of the device's allocator, in bytes."""
+    if subject.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(subject.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,203 @@
+"""The run directory: records written last and atomically, one writer at a time, nothing half-written believed.
+
+    RUN/study.json            the study as it was run (written once)
+    RUN/plan.json             cells, roles, provenance, proof of disjointness
+    RUN/cells/<digest>.json   one record per finished cell, with its checksum
+    RUN/transcripts/          what models said (only if asked for; never committed)
+    RUN/models/<digest>/      weights made by a defender, needed by later cells
+    RUN/work/<digest>/        rolling checkpoints of running cells
+    RUN/verdict.json report.html report.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from titer.errors import BusyRunError, RecordError, StorageError, UsageError
+from titer.records.model import RECORD_FORMAT, CellRecord
+from titer.records.view import RunView
+from titer.study.cell import Plan
+from titer.study.spec import Study
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """A full disk or a directory that cannot be written, told readably."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return StorageError(
+        "the disk is full" if full else f"the run directory cannot be written ({error.strerror or error})",
+        field="run directory", value=str(path), expected="a directory that can be written, with space left",
+        remedy="free space and give the same command again: finished cells are kept" if full
+        else "choose another --run directory or mend its permissions",
+    )  # fmt: skip
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write and fsync beside the target, then rename over it. Raises StorageError; the old file survives a failure."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+
+
+def _checksum(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+class RunStore:
+    """One run directory. Reading needs no lock; writing happens inside `locked()`."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.cells, self.models, self.work = self.root / "cells", self.root / "models", self.root / "work"
+        self.transcripts = self.root / "transcripts"
+
+    # -- one writer ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for writing. Raises BusyRunError if another process does, StorageError if unwritable.
+
+        The kernel drops the lock when the process dies, however it dies, so no stale lock can block a resume.
+        """
+        try:
+            self.cells.mkdir(parents=True, exist_ok=True)
+            handle = (self.root / "run.lock").open("a+")
+        except OSError as error:
+            raise storage_error(error, self.root) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BusyRunError("another titer process works in this run directory", field="run directory",
+                                   value=str(self.root), expected="one run at a time",
+                                   remedy="wait for it, end it, or choose another --run directory") from error  # fmt: skip
+            yield
+
+    # -- study and plan -----------------------------------------------------------------------------------------
+
+    def begin(self, study: Study) -> None:
+        """Write the study down, or check that the directory holds this very study."""
+        path = self.root / "study.json"
+        if path.exists() and self.study().digest != study.digest:
+            raise UsageError("the run directory holds another study", field="run directory", value=str(self.root),
+                             expected=f"study digest {study.digest}, found {self.study().digest}",
+                             remedy="choose another --run directory; `--reuse` takes over what fits")  # fmt: skip
+        write_atomically(path, json.dumps(study.model_dump(mode="json"), indent=1, ensure_ascii=False))
+
+    def study(self) -> Study:
+        return self._load(self.root / "study.json", Study)
+
+    def plan(self) -> Plan:
+        return self._load(self.root / "plan.json", Plan)
+
+    def _load(self, path: Path, cls: Any) -> Any:
+        try:
+            return cls.model_validate_json(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise UsageError("this is not a run directory", field="run directory", value=str(self.root),
+                             expected=f"a directory with {path.name}, as `titer run` makes it",
+                             remedy="check the path, or start the run first") from error  # fmt: skip
+        except (OSError, ValueError, ValidationError) as error:
+            raise RecordError(f"{path.name} cannot be believed", field="run directory", value=str(path),
+                              expected=f"the {path.name} that `titer run` wrote",
+                              remedy="give the `titer run` command again; it rewrites it") from error  # fmt: skip
+
+    def write_plan(self, plan: Plan) -> None:
+        write_atomically(self.root / "plan.json", plan.model_dump_json())
+
+    # -- records ------------------------------------------------------------------------------------------------
+
+    def write_record(self, record: CellRecord) -> None:
+        body = record.model_dump_json()
+        write_atomically(self.cells / f"{record.digest}.json", f'{{"checksum":"{_checksum(body)}","record":{body}}}')
+
+    def record(self, digest: str) -> CellRecord | None:
+        """The record of a cell, None if there is none. Raises RecordError if the file cannot be believed."""
+        path = self.cells / f"{digest}.json"
+        try:
+            text = path.read_text("utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._unbelievable(path, "cannot be read") from error
+        opening, _, body = text.partition(',"record":')
+        body = body[:-1]
+        if opening != f'{{"checksum":"{_checksum(body)}"':
+            raise self._unbelievable(path, "is damaged: its checksum does not match")
+        try:
+            version = json.loads(body).get("format")
+            if version != RECORD_FORMAT:
+                raise self._unbelievable(path, f"has format {version}; this titer reads format {RECORD_FORMAT}")
+            record = CellRecord.model_validate_json(body)
+        except ValidationError as error:
+            raise self._unbelievable(path, "has fields this titer does not know") from error
+        if record.digest != digest or record.cell.digest != digest:
+            raise self._unbelievable(path, "is not the record its name says")
+        return record
+
+    @staticmethod
+    def _unbelievable(path: Path, why: str) -> RecordError:
+        return RecordError(f"the record {path.name} {why}", field="record", value=path.name,
+                           expected="an intact record of this format",
+                           remedy="give the `titer run` command again: this cell alone is done anew")  # fmt: skip
+
+    def view(self) -> RunView:
+        """Study, plan and every believable record; damaged ones are set aside and named in `problems`."""
+        plan, records, problems = self.plan(), {}, []
+        for planned in plan.cells:
+            try:
+                record = self.record(planned.digest)
+            except RecordError as error:
+                problems.append(error.problem)
+                continue
+            if record:
+                records[planned.digest] = record
+        return RunView(study=self.study(), plan=plan, records=records, problems=tuple(problems))
+
+    # -- leftovers ----------------------------------------------------------------------------------------------
+
+    def purge(self) -> int:
+        """Delete rolling checkpoints of cells that are finished or no longer planned, and half-written files.
+
+        Returns how many were removed. Checkpoints of unfinished planned cells stay: they are what resume needs.
+        """
+        try:
+            wanted = {p.digest for p in self.plan().cells if not (self.cells / f"{p.digest}.json").exists()}
+        except (UsageError, RecordError):
+            wanted = set()
+        removed = 0
+        for path in self.work.glob("*") if self.work.exists() else ():
+            if path.name not in wanted:
+                shutil.rmtree(path, ignore_errors=True)
+                removed += 1
+        for path in [*self.root.glob(".*.tmp"), *self.cells.glob(".*.tmp")]:
+            path.unlink(missing_ok=True)
+            removed += 1
+        return removed
+
+    def write_transcripts(self, digest: str, rows: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(self.transcripts / f"{digest}.jsonl", text)
+
+    def read_transcripts(self, digest: str) -> list[dict[str, Any]]:
+        path = self.transcripts / f"{digest}.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []

@@ -1,0 +1,229 @@
+"""Running a study: plan, do what is missing, plan again until nothing waits. In this process or in worker processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from titer.data.pools import Pools
+from titer.engine.checkpoint import EVERY_S
+from titer.engine.planning import plan
+from titer.errors import RecordError, RunError, StorageError, TiterError
+from titer.records.model import CellRecord
+from titer.records.store import RunStore
+from titer.study.cell import Plan, Planned
+from titer.study.spec import Runtime, Study
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, as opposed to what: nothing here changes a result.
+
+    reuse: run directories whose finished records are taken over. workers/threads: override the study's runtime.
+    """
+
+    reuse: tuple[Path, ...] = ()
+    workers: int | None = None
+    threads: int | None = None
+    keep_transcripts: bool = False
+    checkpoint_every_s: float = EVERY_S
+    stop_after: int | None = None
+    """Finish at most so many cells in this call (the rest stay for the next one)."""
+
+
+Report = Callable[[str, int, float, int, float], None]
+"""(what just happened, cells done, work done, cells known, work known); work in training-step units."""
+
+
+def run(study: Study, root: Path | str, options: RunOptions | None = None, report: Report | None = None) -> RunStore:
+    """Bring a study to its end in the run directory `root`; what is finished already is not done again.
+
+    Raises UsageError before any work if the study is wrong, BusyRunError, StorageError, RunError (first failed cell;
+    all others that do not depend on it are finished first).
+    """
+    options = options or RunOptions()
+    store = RunStore(root)
+    with store.locked():
+        store.begin(study)
+        pools = Pools(study)
+        runtime = study.runtime.model_copy(
+            update={k: v for k in ("workers", "threads") if (v := getattr(options, k)) is not None}
+        )
+        _Session(study, store, pools, runtime, options, report or (lambda *_: None)).work()
+    return store
+
+
+class _Session:
+    def __init__(self, study, store: RunStore, pools: Pools, runtime: Runtime, options: RunOptions, report: Report) -> None:
+        self.study, self.store, self.pools, self.runtime = study, store, pools, runtime
+        self.options, self.report = options, report
+        self.records: dict[str, CellRecord] = {}
+        self.finished_here = 0
+
+    def work(self) -> None:
+        failures: list[TiterError] = []
+        current = self._plan()
+        self.store.purge()
+        with self._performer() as submit:
+            while True:
+                todo = self._todo(current)
+                failed = self._finish(current, todo, submit, failures)
+                if failed or self._enough() or current.complete:
+                    break
+                current = self._plan()
+        if failures:
+            raise failures[0]
+        if current.complete and not self._enough():
+            self.store.purge()
+
+    def _enough(self) -> bool:
+        return self.options.stop_after is not None and self.finished_here >= self.options.stop_after
+
+    def _plan(self) -> Plan:
+        current = plan(self.study, self.pools, self._known)
+        self.store.write_plan(current)
+        return current
+
+    def _known(self, digest: str) -> CellRecord | None:
+        """A record of this run, or one taken over from another run (its weights too, if it made any)."""
+        if digest not in self.records:
+            with suppress(RecordError):  # a damaged record is done anew
+                if record := self.store.record(digest):
+                    self.records[digest] = record
+        for other in () if digest in self.records else map(RunStore, self.options.reuse):
+            with suppress(RecordError):
+                if record := other.record(digest):
+                    if record.artifact and (other.models / digest).exists():
+                        shutil.copytree(other.models / digest, self.store.models / digest, dirs_exist_ok=True)
+                    self.store.write_record(record)
+                    self.records[digest] = record
+                    break
+        return self.records.get(digest)
+
+    def _todo(self, current: Plan) -> dict[str, Planned]:
+        """Cells without a record, and building cells whose weights are gone though a missing cell needs them."""
+        cells = {p.digest: p for p in current.cells}
+        todo = {d: p for d, p in cells.items() if self._known(d) is None}
+        for planned in list(todo.values()):
+            parent = planned.cell.parent
+            while parent and parent not in todo and not (self.store.models / parent).exists():
+                todo[parent] = cells[parent]
+                parent = cells[parent].cell.parent
+        return {d: p for d, p in cells.items() if d in todo}
+
+    def _finish(self, current: Plan, todo: dict[str, Planned], submit, failures: list[TiterError]) -> bool:
+        work = {p.digest: _work(p) for p in current.cells}
+        total = sum(work.values())
+        done = len(work) - len(todo)
+        spent = total - sum(work[d] for d in todo)
+        self.report("planned", done, spent, len(work), total)
+        waiting, running, lost = dict(todo), {}, set()
+        limit = self.runtime.workers
+        while waiting or running:
+            for digest in [d for d, p in waiting.items() if p.cell.parent in lost]:
+                lost.add(digest)
+                del waiting[digest]
+            ready = (p for p in waiting.values() if p.cell.parent not in waiting and p.cell.parent not in running)
+            while len(running) < limit and not self._enough_with(running) and (nxt := next(ready, None)):
+                running[nxt.digest] = submit(nxt)
+                waiting.pop(nxt.digest)
+                ready = (p for p in waiting.values() if p.cell.parent not in waiting and p.cell.parent not in running)
+            if not running:
+                break
+            finished, _ = wait(running.values(), return_when=FIRST_COMPLETED)
+            for digest in [d for d, f in running.items() if f in finished]:
+                future = running.pop(digest)
+                try:
+                    self.records[digest] = future.result()
+                except BrokenProcessPool as error:
+                    raise RunError("a worker process died", field="cell", value=digest, expected="to finish",
+                                   remedy="often memory ran out: use fewer --workers; then give the same command "
+                                   "again, finished cells are kept") from error  # fmt: skip
+                except TiterError as error:
+                    failures.append(error)
+                    lost.add(digest)
+                    if isinstance(error, StorageError):
+                        waiting.clear()  # nothing more can be written; let what runs end
+                    continue
+                self.finished_here += 1
+                done, spent = done + 1, spent + work[digest]
+                role = todo[digest].roles[0]
+                self.report(" ".join(filter(None, (role.purpose, role.candidate, role.attack or role.task, str(role.seed)))),
+                            done, spent, len(work), total)  # fmt: skip
+        return bool(lost)
+
+    def _enough_with(self, running: dict) -> bool:
+        limit = self.options.stop_after
+        return limit is not None and self.finished_here + len(running) >= limit
+
+    @contextmanager
+    def _performer(self) -> Iterator[Callable[[Planned], Future]]:
+        """A function that starts a cell and gives its future."""
+        arguments = (self.store.root, self.pools, self.runtime, self.options)
+        if self.runtime.workers == 1:
+            _open_bench(*arguments)
+
+            def here(planned: Planned) -> Future:
+                future: Future = Future()
+                try:
+                    future.set_result(_perform(planned))
+                except TiterError as error:
+                    future.set_exception(error)
+                return future
+
+            yield here
+            return
+        pool = ProcessPoolExecutor(self.runtime.workers, mp_context=get_context("spawn"), initializer=_open_worker,
+                                   initargs=arguments)  # fmt: skip
+        try:
+            yield lambda planned: pool.submit(_perform, planned)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work(planned: Planned) -> float:
+    """Rough work of a cell in training steps, for the progress bar: a probe reading counts as two steps."""
+    cell = planned.cell
+    return cell.steps + 2.0 * len(cell.probes or (0,)) * len(cell.measures) + 1.0
+
+
+# -- inside a worker ----------------------------------------------------------------------------------------------
+
+_bench = None
+
+
+def _open_bench(root: Path, pools: Pools, runtime: Runtime, options: RunOptions) -> None:
+    global _bench
+    import torch
+
+    from titer.runners.workbench import Workbench
+
+    torch.set_num_threads(runtime.threads)
+    _bench = Workbench(RunStore(root), pools, runtime, keep_transcripts=options.keep_transcripts,
+                       checkpoint_every_s=options.checkpoint_every_s)  # fmt: skip
+
+
+def _open_worker(root: Path, pools: Pools, runtime: Runtime, options: RunOptions) -> None:
+    """A worker must not outlive its parent: after `kill -9` of the parent it would go on writing into the run."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _open_bench(root, pools, runtime, options)
+
+
+def _perform(planned: Planned) -> CellRecord:
+    return _bench.perform(planned)  # type: ignore[union-attr] — opened by the initializer

@@ -1,0 +1,162 @@
+"""Doing one cell: bring its model and text together, drive it, put the result down. The same in every kind of runner."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titer.assets.models import load_model, save_model, weights_digest
+from titer.data.pools import Pools
+from titer.data.subject import Subject
+from titer.engine.checkpoint import EVERY_S, Rolling
+from titer.engine.drive import Driven, Eye, Progress, drive
+from titer.errors import AssetError, RunError, StorageError, TiterError
+from titer.measures.registry import resolve_measure
+from titer.methods.method import MethodData
+from titer.methods.registry import resolve
+from titer.records.model import Artifact, CellRecord
+from titer.records.store import RunStore, storage_error
+from titer.study.cell import Cell, PartUse, Planned
+from titer.study.reference import ModelRef
+from titer.study.spec import Runtime
+
+
+class Workbench:
+    """Keeps the last few pristine models in memory, because many cells start from the same one.
+
+    checkpoint_every_s: least seconds between two rolling checkpoints. keep_attacked: keep the weights an attack ends
+    with (never by default: a jailbroken checkpoint is not a by-product to leave lying about).
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        pools: Pools,
+        runtime: Runtime,
+        *,
+        keep_transcripts: bool = False,
+        keep_attacked: bool = False,
+        checkpoint_every_s: float = EVERY_S,
+    ) -> None:
+        self.store, self.pools, self.runtime = store, pools, runtime
+        self.keep_transcripts, self.keep_attacked = keep_transcripts, keep_attacked
+        self.checkpoint_every_s = checkpoint_every_s
+        self.device = pick_device(runtime.device)
+        self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
+
+    def perform(self, planned: Planned, progress: Progress | None = None) -> CellRecord:
+        """Run the cell and write its record (last, atomically). Raises RunError naming the cell if it fails."""
+        try:
+            driven = self._drive(planned, progress)
+            if driven.transcripts:
+                rows = [{"step": s, "label": k, **t} for (s, k), ts in driven.transcripts.items() for t in ts]
+                self.store.write_transcripts(planned.digest, rows)
+            self.store.write_record(driven.record)
+            return driven.record
+        except TiterError:
+            raise
+        except OSError as error:
+            raise storage_error(error, self.store.root) from error
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise RunError(
+                f"a cell failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
+                field="cell", value=f"{planned.digest} ({planned.roles[0].purpose} {planned.roles[0].candidate})",
+                expected="to finish", remedy="finished cells are kept; mend the cause and give the same command again",
+            ) from error  # fmt: skip
+
+    def _drive(self, planned: Planned, progress: Progress | None) -> Driven:
+        cell = planned.cell
+        subject = self.subject(planned)
+        method = resolve(cell.method.kind, cell.method.name, cell.method.settings) if cell.method else None
+        data = MethodData(harmful=self._draw(cell.harmful, cell), harmless=self._draw(cell.harmless, cell))
+        eyes = [self._eye(m, method) for m in cell.measures]
+        rolling = None
+        if cell.steps:
+            rolling = Rolling(self.store.work / planned.digest, every_s=self.checkpoint_every_s)
+        return drive(
+            cell, method, subject, data, eyes, rolling=rolling, progress=progress,
+            artifact=lambda model: self._keep(model, subject.tokenizer, planned.digest),
+            keep_transcripts=self.keep_transcripts,
+        )  # fmt: skip
+
+    def _draw(self, use: PartUse | None, cell: Cell) -> tuple:
+        if use is None:
+            return ()
+        return self.pools.draw(use.part, count=use.examples, seed=cell.seed, domains=use.domains)
+
+    def _eye(self, spec: Any, method: Any) -> Eye:
+        examples = self.pools.part(spec.text.part, spec.text.domains)[: spec.text.examples]
+        wrap = getattr(method, "wrap_eval", None)
+        if wrap and spec.label in ("harm", "confirm", "second"):
+            examples = tuple(wrap(e) for e in examples)
+        # Which items were read, by content: readings of two cells are paired only if these match.
+        items = f"{spec.text.content}:{len(examples)}"
+        return Eye(spec=spec, measure=resolve_measure(spec.name, spec.settings), examples=examples, items=items)
+
+    def subject(self, planned: Planned) -> Subject:
+        """A fresh copy of the model a cell starts from, on the device."""
+        cell = planned.cell
+        key = cell.parent or cell.model
+        if key in self._models:
+            self._models.move_to_end(key)
+        else:
+            self._models[key] = self._load(planned)
+            while len(self._models) > 3:
+                self._models.popitem(last=False)
+        model, tokenizer = self._models[key]
+        runtime = self.runtime
+        return Subject(model=copy.deepcopy(model), tokenizer=tokenizer, device=self.device,
+                       precision=cell.precision, max_length=cell.max_length, eval_batch=runtime.eval_batch)  # type: ignore[arg-type]  # fmt: skip
+
+    def _load(self, planned: Planned) -> tuple[Any, Any]:
+        parent = planned.cell.parent
+        ref = ModelRef.model_validate_json(planned.model_name)
+        if parent is not None:
+            made = self.store.models / parent
+            record = self.store.record(parent)
+            if record is None or record.artifact is None or not made.exists():
+                raise AssetError("the model a cell starts from is missing", field="parent", value=parent,
+                                 expected="weights made by an earlier cell of this run",
+                                 remedy="give the `titer run` command again; they are made anew")  # fmt: skip
+            ref = ModelRef(source="path", name=str(made))
+        loaded = load_model(ref)
+        if parent is not None and (found := weights_digest(loaded.model)) != record.artifact.sha256:
+            raise AssetError("the weights made by an earlier cell have changed", field=str(made), value=found,
+                             expected=record.artifact.sha256,
+                             remedy=f"delete {made.name} under models/ and give the `titer run` command again")  # fmt: skip
+        loaded.model.to(self.device).eval().requires_grad_(False)
+        return loaded.model, loaded.tokenizer
+
+    def _keep(self, model: Any, tokenizer: Any, digest: str) -> Artifact:
+        directory = self.store.models / digest
+        shutil.rmtree(directory, ignore_errors=True)
+        save_safely(model, tokenizer, directory)
+        size = sum(f.stat().st_size for f in directory.iterdir())
+        return Artifact(sha256=weights_digest(model), bytes=size)
+
+
+def save_safely(model: Any, tokenizer: Any, directory: Path) -> None:
+    """`save_model`, with a full disk or a forbidden directory told readably."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, tokenizer, directory)
+    except OSError as error:
+        raise storage_error(error, directory) from error
+    except Exception as error:  # safetensors reports I/O trouble with an exception of its own
+        if "No space" in str(error) or "os error" in str(error):
+            raise StorageError("the weights could not be written", field="run directory", value=str(directory),
+                               expected="space on the disk", remedy="free space and give the same command again") from error  # fmt: skip
+        raise
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto`: the first CUDA device if there is one, else the CPU. Raises RunError if cuda is asked for in vain."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RunError("no CUDA device", field="runtime.device", value=wanted, expected="a visible CUDA device",
+                       remedy="use device: auto or cpu")  # fmt: skip
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
