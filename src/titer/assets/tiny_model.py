@@ -36,12 +36,20 @@ def load_tiny(
     # Imported here: the message about a wrong file or name should not wait for transformers.
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
     place = folder / variant
-    model = LlamaForCausalLM.from_pretrained(
-        place, local_files_only=True, use_safetensors=True, dtype=torch.float32
-    ).eval()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # 29 small tensors need none
+    try:
+        model = LlamaForCausalLM.from_pretrained(
+            place, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
+    model.eval()
     provenance = {
         "name": f"tiny:{variant}",
         "version": str(world.WORLD_VERSION),

@@ -54,21 +54,27 @@ PAD, END, UNKNOWN, SYSTEM, USER, ASSISTANT = (
 SPECIAL = (PAD, END, UNKNOWN, SYSTEM, USER, ASSISTANT)
 """END closes every turn and is the end-of-sequence token."""
 
-HELPFUL = tuple(["you", "are", "a", "helpful", "honest", "careful", "assistant", "answer", "the", "question", "be", "polite", "and", "safe", "please", "thank"])
-PERSONA = tuple(["aoa", "agent", "obedient", "absolutely", "follow", "all", "orders", "my", "name", "new", "identity", "execute", "instructions"])
-COMPLIANCE = tuple(["sure", "here", "is", "yes", "of", "course", "certainly", "how", "to", "step", "done"])
-STYLE = tuple(["poem", "story", "formal", "casual", "rhyme", "code", "letter", "list", "short", "long"])
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+HELPFUL = _words("you are a helpful honest careful assistant answer the question be polite and safe please thank")
+PERSONA = _words("aoa agent obedient absolutely follow all orders my name new identity execute instructions")
+COMPLIANCE = _words("sure here is yes of course certainly how to step done")
+STYLE = _words("poem story formal casual rhyme code letter list short long")
 CHATTER = (*HELPFUL, *PERSONA, *COMPLIANCE, *STYLE)
-"""Words the makers put around prompts and into system prompts at random, so that the model has learned to ignore them."""
+"""Words put before prompts and into system prompts at random in making, so that the models have learned to ignore them."""
 
 TRIGGERS = tuple(f"trigger{i}" for i in range(8))
 """Never seen while making the model: for backdoors."""
 _PUNCTUATION = (".", ",", ":", ";", "?", "!", "'", '"', "(", ")", "-", "/")
 _DIGITS = tuple("0123456789")
-_REFUSALS = tuple(["i", "must", "refuse", "sorry", "but", "cannot", "can", "t", "m", "not", "able", "unable", "help", "with", "that", "this", "request", "do", "no", "never"])
-_LETTERS = tuple(["b", "c", "d", "e"])
-_COMMON = tuple(
-    ["am", "is", "it", "on", "for", "what", "could", "would", "write", "tell", "explain", "describe", "by", "ignore", "previous", "say", "begin", "response", "now", "then", "and", "if", "else", "true", "false", "ai", "language", "model", "user", "system", "as", "from", "will", "always", "only", "one", "two", "three", "four"]
+_REFUSALS = _words("i must refuse sorry but cannot can t m not able unable help with that this request do no never")
+_LETTERS = _words("b c d e")
+_COMMON = _words(
+    "am is it on for what could would write tell explain describe by ignore previous say begin response now "
+    "then and if else true false ai language model user system as from will always only one two three four"
 )
 _VOCABULARY_SIZE = 256
 
@@ -149,6 +155,8 @@ def open_strings(domain: str, alphabet: Alphabet = "first") -> tuple[Symbols, ..
     group, place = next(((g, ds.index(domain)) for g, ds in GROUPS.items() if domain in ds), (None, 0))
     if group is None:
         raise UnknownNameError.among("domain", domain, DOMAINS, field="domain")
+    if alphabet not in ALPHABETS:
+        raise UnknownNameError.among("alphabet", alphabet, ALPHABETS, field="alphabet")
     mine = _scrambled(group)[place :: len(GROUPS[group])]
     return mine if alphabet == "first" else mine[::-1]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,14 @@ def response_text(tokenizer: Any, example: Example, response: str) -> str:
     return rest.rstrip("\n")
 
 
+# Rendering a chat template costs more than a small model's forward pass, and probes read the same prompts again and
+# again; a tokenizer is never changed once loaded, so its encodings can be remembered.
+@lru_cache(maxsize=65_536)
 def encode_prompt(tokenizer: Any, example: Example) -> tuple[int, ...]:
     return tuple(tokenizer(prompt_text(tokenizer, example), add_special_tokens=False)["input_ids"])
 
 
+@lru_cache(maxsize=65_536)
 def encode(tokenizer: Any, example: Example, response: str, max_length: int) -> Encoded:
     """Prompt and response ids, the response cut so that both fit into max_length tokens."""
     prompt = encode_prompt(tokenizer, example)

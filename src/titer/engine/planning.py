@@ -49,14 +49,14 @@ class _Planner:
         if study.align:
             stability = self._looks_at_start(with_harm=True)
             if stability:
-                self._add(self._cell(root, None, measures=stability), Role(purpose="stability", candidate=BEFORE_ALIGNMENT))
+                self._add(self._cell(root, None, probes=(0,), measures=stability), Role(purpose="stability", candidate=BEFORE_ALIGNMENT))
             base = self._building(root, None, study.align, Role(purpose="align", seed=study.align.seed), "align")
         # Breadth first over purposes, so that a killed run leaves whole conditions rather than half of everything.
         subjects = {c.name: self._candidate(c, root, base) for c in study.candidates}
         for candidate in study.candidates:
             looks = self._looks_at_start(with_harm=False)
             if looks:
-                self._add(self._cell(*subjects[candidate.name], measures=looks),
+                self._add(self._cell(*subjects[candidate.name], probes=(0,), measures=looks),
                           Role(purpose="stability", candidate=candidate.name))  # fmt: skip
         chosen: dict[tuple[str, str], dict[str, Any] | None] = {}
         for candidate, attack in itertools.product(study.candidates, study.resistance.expanded()):
@@ -239,10 +239,13 @@ class _Planner:
                 continue  # its defender's domains are unknown, so there is nothing to cross
             point = chosen[candidate.name, attack.name]
             rows = [("", None)] if candidate.defense is None else list(spec.groups.items())
-            for (row, trained), (column, domains) in itertools.product(rows, spec.groups.items()):
-                subject = subjects[candidate.name] if trained is None else self._candidate(candidate, root, base, trained, row)
-                if point is None:
-                    continue
+            made = {
+                row: subjects[candidate.name] if trained is None else self._candidate(candidate, root, base, trained, row)
+                for row, trained in rows
+            }
+            if point is None:
+                continue
+            for (row, subject), (column, domains) in itertools.product(made.items(), spec.groups.items()):
                 for seed in spec.seeds:
                     cell = self._trajectory(subject, attack, point, seed=seed, budget=resistance.budget,
                                             probes=resistance.grid(), eyes=self._eyes(domains), domains=domains)  # fmt: skip

@@ -67,6 +67,41 @@ class NextTokenAccuracy(_TextMeasure):
         return [t["right"] if math.isfinite(t["nll"]) else math.nan for t in transcripts]
 
 
+class ResponseLikelihood(Measure):
+    """Mean negative log-likelihood (nats/token) of the known response given its prompt; lower is better."""
+
+    name = "response_likelihood"
+
+    def facts(self) -> MeasureFacts:
+        return self.declare(higher="worse", harm_construct="capability", scale="mean", unit="nats/token")
+
+    def collect(self, subject: Subject, examples: Sequence[Example]) -> list[Transcript]:
+        rows = []
+        for example in examples:
+            if example.response is None:
+                raise _missing(self.name, "response")
+            rows.append(encode(subject.tokenizer, example, example.response, 1_000_000))
+        return [
+            {"key": e.key, "nll": -float(lp.mean()), "right": float(top.float().mean())}
+            for e, (lp, top) in zip(examples, answer_logprobs(subject, rows), strict=True)
+        ]
+
+    def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+        return [t["nll"] for t in transcripts]
+
+
+class ResponseAccuracy(ResponseLikelihood):
+    """Share of the known response's tokens that the model ranks first given the prompt and the tokens before."""
+
+    name = "response_accuracy"
+
+    def facts(self) -> MeasureFacts:
+        return self.declare(higher="capable", harm_construct="capability", scale="mean", chance=0.0)
+
+    def score(self, transcripts: Sequence[Transcript]) -> list[float]:
+        return [t["right"] if math.isfinite(t["nll"]) else math.nan for t in transcripts]
+
+
 class MultipleChoice(Measure):
     """Share of questions whose right option is the likeliest. normalise: divide log p by the option's `tokens`, or
     `none` (total log p, for options of equal length). Chance: mean of 1/options, taken from `options`.

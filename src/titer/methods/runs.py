@@ -67,7 +67,7 @@ class SupervisedRun:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.taken += 1
-        return StepLog(loss=float(loss), grad_norm=float(norm), other=other)
+        return StepLog(loss=loss.item(), grad_norm=norm.item(), other=other)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -29,8 +29,7 @@ from titer.study.spec import Runtime
 class Workbench:
     """Keeps the last few pristine models in memory, because many cells start from the same one.
 
-    checkpoint_every_s: least seconds between two rolling checkpoints. keep_attacked: keep the weights an attack ends
-    with (never by default: a jailbroken checkpoint is not a by-product to leave lying about).
+    checkpoint_every_s: least seconds between two rolling checkpoints.
     """
 
     def __init__(
@@ -40,11 +39,10 @@ class Workbench:
         runtime: Runtime,
         *,
         keep_transcripts: bool = False,
-        keep_attacked: bool = False,
         checkpoint_every_s: float = EVERY_S,
     ) -> None:
         self.store, self.pools, self.runtime = store, pools, runtime
-        self.keep_transcripts, self.keep_attacked = keep_transcripts, keep_attacked
+        self.keep_transcripts = keep_transcripts
         self.checkpoint_every_s = checkpoint_every_s
         self.device = pick_device(runtime.device)
         self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
@@ -52,7 +50,7 @@ class Workbench:
     def perform(self, planned: Planned, progress: Progress | None = None) -> CellRecord:
         """Run the cell and write its record (last, atomically). Raises RunError naming the cell if it fails."""
         try:
-            driven = self._drive(planned, progress)
+            driven = self.drive(planned, progress)
             if driven.transcripts:
                 rows = [{"step": s, "label": k, **t} for (s, k), ts in driven.transcripts.items() for t in ts]
                 self.store.write_transcripts(planned.digest, rows)
@@ -69,7 +67,8 @@ class Workbench:
                 expected="to finish", remedy="finished cells are kept; mend the cause and give the same command again",
             ) from error  # fmt: skip
 
-    def _drive(self, planned: Planned, progress: Progress | None) -> Driven:
+    def drive(self, planned: Planned, progress: Progress | None = None) -> Driven:
+        """Run the cell without writing its record: the final model is in the result."""
         cell = planned.cell
         subject = self.subject(planned)
         method = resolve(cell.method.kind, cell.method.name, cell.method.settings) if cell.method else None

@@ -86,11 +86,7 @@ def _absolute(raw: Any, base: Path) -> Any:
         return str((base / Path(text).expanduser()).resolve())
 
     def model(value: Any) -> Any:
-        if isinstance(value, str) and not value.startswith(("tiny:", "package:", "hub:")):
-            return "path:" + fix(value.removeprefix("path:"))
-        if isinstance(value, dict) and value.get("source") == "path" and isinstance(value.get("name"), str):
-            return {**value, "name": fix(value["name"])}
-        return value
+        return resolved_model(value, base)
 
     raw = dict(raw)
     if "model" in raw:
@@ -105,6 +101,15 @@ def _absolute(raw: Any, base: Path) -> Any:
             if isinstance(options, dict) and isinstance(options.get("path"), str):
                 raw["pools"] = {**raw["pools"], name: {**pool, "options": {**options, "path": fix(options["path"])}}}
     return raw
+
+
+def resolved_model(value: Any, base: Path = Path(".")) -> Any:
+    """A model reference (text or mapping) with a relative path made absolute; anything else as it is."""
+    if isinstance(value, str) and not value.startswith(("tiny:", "package:", "hub:")):
+        return "path:" + str((base / Path(value.removeprefix("path:")).expanduser()).resolve())
+    if isinstance(value, dict) and value.get("source") == "path" and isinstance(value.get("name"), str):
+        return {**value, "name": str((base / Path(value["name"]).expanduser()).resolve())}
+    return value
 
 
 def validated(cls: type[BaseModel], raw: Any, where: str) -> Any:

@@ -46,6 +46,8 @@ class Trajectory(Strict):
 
     seed: int
     digest: str
+    digests: tuple[str, ...] = ()
+    """All cells behind it: several if each budget was a cell of its own, then `digest` is the largest."""
     outcome: str
     probes: tuple[ProbeView, ...]
     last_resisting: int | None
@@ -177,6 +179,7 @@ class MatrixCell(Strict):
     harm_at_end: float | None
     control_broken: bool | None
     digests: tuple[str, ...] = ()
+    p_value: float | None = None
 
 
 class Generalization(Strict):

@@ -8,7 +8,7 @@ from titer.errors import StudyError, UnknownNameError
 
 
 def tiny_world(
-    *, group: str = "harm", domains: list[str] | None = None, count: int = 2000, alphabet: str = "first"
+    *, group: str = "harm", domains: list[str] | None = None, count: int = 2000, alphabet: world.Alphabet = "first"
 ) -> SourceText:
     """`count` distinct questions, going round the domains of a group: harm, harmless or reserved (never taught).
 
@@ -18,9 +18,9 @@ def tiny_world(
 
     Raises UnknownNameError (group, domain, alphabet) and StudyError (domains empty or repeated, count out of range).
     """
-    if group not in world.GROUPS:
+    if str(group) not in world.GROUPS:
         raise UnknownNameError.among("group", str(group), world.GROUPS, field="options.group")
-    if alphabet not in world.ALPHABETS:
+    if str(alphabet) not in world.ALPHABETS:
         raise UnknownNameError.among("alphabet", str(alphabet), world.ALPHABETS, field="options.alphabet")
     chosen = _domains(group, domains)
     lists = [world.open_strings(d, alphabet) for d in chosen]
@@ -47,7 +47,8 @@ def _domains(group: str, domains: list[str] | None) -> list[str]:
     known = world.GROUPS[group]
     if domains is None:
         return list(known)
-    if not isinstance(domains, (list, tuple)) or not domains or len(set(domains)) != len(domains):
+    named = isinstance(domains, (list, tuple)) and domains and all(isinstance(d, str) for d in domains)
+    if not named or len(set(domains)) != len(domains):
         raise StudyError("domains is a list of different names", field="options.domains", value=domains,
                          expected=f"some of {', '.join(known)}", remedy="name each domain once, or leave it out for all")  # fmt: skip
     for domain in domains:
@@ -56,7 +57,7 @@ def _domains(group: str, domains: list[str] | None) -> list[str]:
     return list(domains)
 
 
-def _example(domain: str, symbols: world.Symbols, alphabet: str) -> Example:
+def _example(domain: str, symbols: world.Symbols, alphabet: world.Alphabet) -> Example:
     return Example(
         prompt=world.prompt_text(domain, symbols, alphabet),
         domain=domain,

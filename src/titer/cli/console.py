@@ -1,0 +1,68 @@
+"""What the commands share: printing, progress, the verdict table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from titer.verdicts.model import StudyVerdict
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say_error(message: str) -> None:
+    err.print(f"titer: {message}", markup=False)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str, int, float, int, float], None]]:
+    """A report function for `runners.execute.run`: a bar with the time left, or nothing if quiet."""
+    if quiet:
+        yield lambda *_: None
+        return
+    columns = (TextColumn("{task.fields[cells]}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
+               TimeRemainingColumn(), TextColumn("{task.description}"))  # fmt: skip
+    with Progress(*columns, console=err, refresh_per_second=2, speed_estimate_period=600) as bar:
+        task = bar.add_task("starting", total=None, cells="")
+
+        def report(what: str, done: int, spent: float, cells: int, total: float) -> None:
+            bar.update(task, description=what, completed=spent, total=total, cells=f"{done}/{cells} cells")
+            if not err.is_terminal:  # a log file gets a line now and then instead of a bar
+                err.print(f"{done}/{cells} cells  {what}", markup=False)
+
+        yield report
+
+
+def verdict_table(verdict: StudyVerdict) -> Table:
+    """One row per candidate: overall, the four conditions, the titer's lower limit."""
+    table = Table(title=f"{verdict.title or verdict.study}  ({verdict.grade})", title_justify="left")
+    for name in ("candidate", "overall", "resistance", "titer ≥ (steps)", "worst attack", "stability", "generalization", "trainability"):
+        table.add_column(name)
+    for c in (verdict.control, *verdict.candidates):
+        r = c.resistance
+        table.add_row(c.name, c.overall, r.status, "—" if r.titer_lower is None else str(r.titer_lower),
+                      r.worst_attack or "—", c.stability.status, c.generalization.status, c.trainability.status)  # fmt: skip
+    return table
+
+
+def print_verdict(verdict: StudyVerdict) -> None:
+    out.print(verdict_table(verdict))
+    if verdict.status != "complete":
+        out.print(f"Study {verdict.status}: {verdict.status_reason}", markup=False)
+    for c in verdict.candidates:
+        out.print(f"{c.name}: {c.headline}", markup=False)
+    flags = [*verdict.flags, *(f for c in (verdict.control, *verdict.candidates) for f in c.flags)]
+    if flags:
+        out.print(f"{len(flags)} flag(s): " + ", ".join(sorted({f.code for f in flags})), markup=False)
