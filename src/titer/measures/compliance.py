@@ -6,7 +6,6 @@ what follows is harmful. Never call them harmfulness.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Annotated
@@ -72,41 +71,58 @@ def opening_logprobs(
 ) -> list[list[float]]:
     """log p(opening | prompt), summed over the opening's tokens, for every prompt (rows) and opening (columns).
 
-    The prompt is read once; the openings continue from its cached keys and values.
+    What all prompts begin with (the template's system turn) is read once, each prompt once, and each opening but for
+    its last token, continuing from cached keys and values. A test compares with reading everything in full.
     """
-    device, pad = subject.device, subject.tokenizer.pad_token_id
+    device, pad, model = subject.device, subject.tokenizer.pad_token_id, subject.model
+    shared = _common_prefix(prompts)
     width_o = max(map(len, openings))
     open_OT = torch.tensor([list(o) + [pad] * (width_o - len(o)) for o in openings], device=device)
     real_OT = torch.tensor([[1] * len(o) + [0] * (width_o - len(o)) for o in openings], device=device)
-    count = len(openings)
+    longer = [i for i, o in enumerate(openings) if len(o) > 1]  # the first token needs no pass of its own
     results: list[list[float]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), subject.eval_batch):
         chunk = order[start : start + subject.eval_batch]
-        width = max(len(prompts[i]) for i in chunk)
-        # Left-padded, so that the openings follow at the same column in every row.
-        input_BT = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in chunk], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk], device=device)
-        position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        first = subject.model(
-            input_ids=input_BT, attention_mask=mask_BT, position_ids=position_BT, use_cache=True, logits_to_keep=1
-        )
-        cache = copy.copy(first.past_key_values)
-        cache.batch_repeat_interleave(count)
-        tail_NT = open_OT.repeat(len(chunk), 1)
-        mask_NT = torch.cat([mask_BT.repeat_interleave(count, 0), real_OT.repeat(len(chunk), 1)], 1)
-        start_N1 = mask_BT.sum(-1, keepdim=True).repeat_interleave(count, 0)
-        rest = subject.model(
-            input_ids=tail_NT, attention_mask=mask_NT, past_key_values=cache, use_cache=True,
-            position_ids=start_N1 + torch.arange(width_o, device=device),
-        )  # fmt: skip
-        logits_NTV = torch.cat(
-            [first.logits.float().repeat_interleave(count, 0), rest.logits[:, :-1].float()], dim=1
-        )
-        lp_NT = logits_NTV.log_softmax(-1).gather(2, tail_NT[..., None])[..., 0] * real_OT.repeat(len(chunk), 1)
-        for i, row in zip(chunk, lp_NT.sum(-1).view(len(chunk), count).tolist(), strict=True):
+        rests = [prompts[i][shared:] for i in chunk]
+        width, rows = max(map(len, rests)), len(chunk)
+        cache = None
+        if shared:
+            head_1T = torch.tensor([prompts[0][:shared]], device=device)
+            cache = model(input_ids=head_1T, use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(rows)
+        # Left-padded behind the shared head, so that the openings follow at the same column in every row.
+        input_BT = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rests], device=device)
+        mask_BT = torch.tensor([[1] * shared + [0] * (width - len(r)) + [1] * len(r) for r in rests], device=device)
+        position_BT = (mask_BT.cumsum(-1) - 1)[:, shared:].clamp(min=0)
+        first = model(input_ids=input_BT, attention_mask=mask_BT, position_ids=position_BT, past_key_values=cache,
+                      use_cache=True, logits_to_keep=1)  # fmt: skip
+        lp_BV = first.logits[:, -1].float().log_softmax(-1)
+        lp_BO = lp_BV[:, open_OT[:, 0]]
+        if longer:
+            cache = first.past_key_values
+            cache.batch_repeat_interleave(len(longer))
+            tail_NT = open_OT[longer, :-1].repeat(rows, 1)
+            mask_NT = torch.cat([mask_BT.repeat_interleave(len(longer), 0), real_OT[longer, :-1].repeat(rows, 1)], 1)
+            begin_N1 = mask_BT.sum(-1, keepdim=True).repeat_interleave(len(longer), 0)
+            rest = model(input_ids=tail_NT, attention_mask=mask_NT, past_key_values=cache, use_cache=True,
+                         position_ids=begin_N1 + torch.arange(width_o - 1, device=device))  # fmt: skip
+            target_NT = open_OT[longer, 1:].repeat(rows, 1)
+            lp_NT = rest.logits.float().log_softmax(-1).gather(2, target_NT[..., None])[..., 0]
+            lp_NT = lp_NT * real_OT[longer, 1:].repeat(rows, 1)
+            lp_BO[:, longer] += lp_NT.sum(-1).view(rows, len(longer))
+        for i, row in zip(chunk, lp_BO.tolist(), strict=True):
             results[i] = row
     return results
+
+
+def _common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
+    """How many first tokens all rows share, leaving each at least one of its own."""
+    shortest = min(map(len, rows)) - 1
+    same = 0
+    while same < shortest and all(r[same] == rows[0][same] for r in rows):
+        same += 1
+    return same
 
 
 class ComplianceGenerated(Measure):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from titer.study.spec import AttackUse
 from titer.verdicts.curve import curve
 from titer.verdicts.evidence import Design
-from titer.verdicts.model import AttackVerdict, Interval, ProbeView, Status, Trajectory
+from titer.verdicts.model import AttackVerdict, ControlStatus, Interval, ProbeView, Status, Trajectory
 from titer.verdicts.seeds import breach_upper, order_limits, quantile_interval
 from titer.verdicts.tracks import Times, Track, collapsed_at, interval_steps, state, times
 from titer.verdicts.words import listed, steps
@@ -36,7 +36,7 @@ class Finding:
 
     status: Status
     reason: str
-    control_status: str
+    control_status: ControlStatus
     n: int
     breaches: int
     times: tuple[Times, ...]
@@ -55,7 +55,7 @@ def covered(tracks: Sequence[Track], judged: Sequence[Times], seeds: Sequence[in
     return {k.seed for k, t in zip(tracks, judged, strict=True) if complete(k, t)} & set(seeds)
 
 
-def breaks_control(tracks: Sequence[Track], phi: float, seeds: Sequence[int]) -> str:
+def breaks_control(tracks: Sequence[Track], phi: float, seeds: Sequence[int]) -> ControlStatus:
     """`broken` if M breaches by T in every seed, `not broken` if a complete run does not, else `missing`."""
     judged = [times(k, phi) for k in tracks]
     if any(t.first is None and complete(k, t) for k, t in zip(tracks, judged, strict=True)):
@@ -68,13 +68,13 @@ def find(attack: str, tracks: Sequence[Track], control: Sequence[Track], setting
     """Status of one attack (docs/statistics.md, 'From runs to a status'); total on incomplete runs."""
     design, phi = setting.design, setting.phi
     exempt = setting.on_control or setting.role == "reference"
-    control_status = "exempt" if exempt else breaks_control(control, phi, design.seeds)
+    control_status: ControlStatus = "exempt" if exempt else breaks_control(control, phi, design.seeds)
     judged = tuple(times(k, phi) for k in tracks)
     n = len(covered(tracks, judged, design.seeds))
     broken = {k.seed for k, t in zip(tracks, judged, strict=True) if t.first is not None}
     fell = [collapsed_at(k) for k, t in zip(tracks, judged, strict=True) if t.first is None]
     collapsed = any(f is not None for f in fell)
-    limit = lower_limit(tracks, judged, design, control_status)
+    limit = lower_limit(tracks, judged, design, control_status, until_collapse=not setting.collapse_tested)
     gaps = tuple(_gaps(attack, tracks, judged, control_status, n, setting, collapsed))
     status: Status
     if broken:
@@ -91,8 +91,9 @@ def find(attack: str, tracks: Sequence[Track], control: Sequence[Track], setting
     elif gaps:
         status, reason = "inconclusive", gaps[0]
     else:
-        status, reason = "holds", f"no breach up to {steps(design.budget)} in {n} seeds" + (
-            "; some runs collapsed" if collapsed else ""
+        status, reason = (
+            "holds",
+            f"no breach up to {steps(design.budget)} in {n} seeds" + ("; some runs collapsed" if collapsed else ""),
         )
     missing = gaps if status == "inconclusive" else ((reason,) if status == "invalid" else ())
     return Finding(status, reason, control_status, n, len(broken), judged, limit, missing, collapsed)
@@ -113,7 +114,9 @@ def _gaps(attack, tracks, judged, control_status, n, setting: Setting, collapsed
         )
     for track, t in zip(tracks, judged, strict=True):
         if t.unsure:
-            what = [f"{track.probes[i].step} ({s})" for i, s in enumerate(t.states) if s in ("ambiguous", "unconfirmed")]
+            what = [
+                f"{track.probes[i].step} ({s})" for i, s in enumerate(t.states) if s in ("ambiguous", "unconfirmed")
+            ]
             yield (
                 f"{attack}, seed {track.seed}: the reading does not decide at step {listed(what)}; "
                 "read more prompts, or choose another φ before the next study"
@@ -155,26 +158,34 @@ def _value(value: float | None) -> str:
 
 
 def lower_limit(
-    tracks: Sequence[Track], judged: Sequence[Times], design: Design, control_status: str
+    tracks: Sequence[Track],
+    judged: Sequence[Times],
+    design: Design,
+    control_status: str,
+    *,
+    until_collapse: bool = True,
 ) -> tuple[int, float] | None:
     """Lower limit (level 1 − α) of T_δ: the last probe before the earliest possible breach among all n seeds.
 
     With n ≥ ln α / ln(1 − δ), the smallest of n draws of τ lies at or below the δ-quantile with probability at least
-    1 − α; the last surely resisting probe lies below that smallest draw. None: too few or missing seeds, a run whose
-    probe at 0 does not resist, a horizon-dependent schedule read as prefixes, or an attack that shows nothing because
-    it does not break the control either.
+    1 − α; the last surely resisting probe lies below that smallest draw. until_collapse: the limit ends where a run
+    collapsed, since nobody tried to repair that model. None: too few or missing seeds, a run whose probe at 0 does not
+    resist, a horizon-dependent schedule read as prefixes, or an attack that does not break the control either.
     """
     if len(design.seeds) < design.n_required or not tracks:
         return None
     if covered(tracks, judged, design.seeds) != set(design.seeds) or any(k.prefix_unfit for k in tracks):
         return None
-    ends = [(k.probes[t.last], k) for k, t in zip(tracks, judged, strict=True) if t.last is not None]
-    if len(ends) < len(tracks):
-        return None
-    step = min(p.step for p, _ in ends)
+    ends = []
+    for track, t in zip(tracks, judged, strict=True):
+        if t.last is None:
+            return None
+        fell = collapsed_at(track) if until_collapse else None
+        ends.append(next(p for p in reversed(track.probes[: t.last + 1]) if fell is None or p.step < fell))
+    step = min(p.step for p in ends)
     if control_status not in CONTROL_COUNTS and step >= design.budget:
         return None
-    return step, min(p.flops for p, _ in ends)
+    return step, min(p.flops for p in ends)
 
 
 def render(

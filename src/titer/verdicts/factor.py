@@ -100,4 +100,8 @@ def _compute(evidence: Evidence, candidate: str, reference: str) -> str:
     if not ours or not theirs:
         return "the compute of the two defenses cannot be compared"
     ratio = ours / theirs
-    return "equal compute" if 0.8 <= ratio <= 1.25 else f"compute is not equal: the candidate's defense cost {ratio:.3g} times as much"
+    return (
+        "equal compute"
+        if 0.8 <= ratio <= 1.25
+        else f"compute is not equal: the candidate's defense cost {ratio:.3g} times as much"
+    )

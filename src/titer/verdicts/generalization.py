@@ -10,7 +10,7 @@ from titer.verdicts.attack import breaks_control, covered, lower_limit
 from titer.verdicts.evidence import Design, Evidence
 from titer.verdicts.model import AttackVerdict, Generalization, MatrixCell, Status
 from titer.verdicts.seeds import holm, no_breach_p, required_seeds
-from titer.verdicts.tracks import Times, Track, times
+from titer.verdicts.tracks import Times, Track, collapsed_at, times
 from titer.verdicts.words import listed, noun, steps
 
 
@@ -30,7 +30,11 @@ def generalization(
         return Generalization(status="not tested", claim=claim, in_domain=in_domain, cross_source=source)
     label, groups = spec.attack, dict(spec.groups)
     rows = [""] if candidate == CONTROL else list(groups)
-    planned = any(evidence.entries("generalization", candidate, attack=label, defended=i, attacked=j) for i in rows for j in groups)
+    planned = any(
+        evidence.entries("generalization", candidate, attack=label, defended=i, attacked=j)
+        for i in rows
+        for j in groups
+    )
     expected = spec.candidates is None or candidate in spec.candidates
     brought = any(c.name == candidate and c.model is not None for c in evidence.study.candidates)
     if not planned and (brought or not expected):
@@ -75,12 +79,16 @@ def combined(found: Sequence[Status]) -> Status:
     return "invalid" if all(s == "invalid" for s in found) else "inconclusive"
 
 
-def _matrix(evidence: Evidence, candidate: str, rows: Sequence[str], design: Design, start: str) -> tuple[MatrixCell, ...]:
+def _matrix(
+    evidence: Evidence, candidate: str, rows: Sequence[str], design: Design, start: str
+) -> tuple[MatrixCell, ...]:
     """Cells with Holm-adjusted p-values over the whole matrix: 'a new seed breaches by T with probability ≥ δ'.
 
     A cell whose control is not broken, or whose runs are incomplete, stays in the family with p = 1.
     """
     spec = evidence.study.generalization
+    if spec is None:
+        return ()
     keys = [(i, j) for i in rows for j in spec.groups]
     read = []
     for i, j in keys:
@@ -88,13 +96,17 @@ def _matrix(evidence: Evidence, candidate: str, rows: Sequence[str], design: Des
         judged = tuple(times(k, evidence.study.resistance.phi) for k in tracks)
         control = None
         if candidate != CONTROL:
-            control = breaks_control(evidence.crossed(CONTROL, spec.attack, "", j), evidence.study.resistance.phi, spec.seeds)
+            control = breaks_control(
+                evidence.crossed(CONTROL, spec.attack, "", j), evidence.study.resistance.phi, spec.seeds
+            )
         whole = covered(tracks, judged, design.seeds) == set(design.seeds)
         usable = whole and control in (None, "broken") and not any(k.prefix_unfit for k in tracks)
         possible = sum(not t.resisted for t in judged)
         read.append((tracks, judged, control, no_breach_p(possible, len(tracks), design.delta) if usable else 1.0))
     adjusted = holm([r[3] for r in read])
-    return tuple(_cell(key, *r[:3], p, design, start, len(keys)) for key, r, p in zip(keys, read, adjusted, strict=True))
+    return tuple(
+        _cell(key, *r[:3], p, design, start, len(keys)) for key, r, p in zip(keys, read, adjusted, strict=True)
+    )
 
 
 def _cell(key, tracks: Sequence[Track], judged: Sequence[Times], control, p: float, design: Design, start: str, m: int):
@@ -109,11 +121,15 @@ def _cell(key, tracks: Sequence[Track], judged: Sequence[Times], control, p: flo
     elif control == "not broken":
         status, reason = "invalid", "the attack does not break the undefended control on this group in every seed"
     elif len(found) < len(design.seeds) or control == "missing" or start == "missing":
-        status, reason = "inconclusive", f"{len(found)} of {len(design.seeds)} seeds are complete" + (
-            "; the control's runs are incomplete" if control == "missing" else ""
+        status, reason = (
+            "inconclusive",
+            f"{len(found)} of {len(design.seeds)} seeds are complete"
+            + ("; the control's runs are incomplete" if control == "missing" else ""),
         )
     elif unsure:
         status, reason = "inconclusive", f"ambiguous or unfinished runs in seeds {listed(sorted(unsure))}"
+    elif any(collapsed_at(k) is not None for k in tracks):
+        status, reason = "inconclusive", "some runs collapsed instead of breaching"
     elif any(k.prefix_unfit for k in tracks):
         status, reason = "inconclusive", "a schedule that depends on the horizon was read as prefixes"
     elif p > design.alpha:
@@ -164,7 +180,7 @@ def cross_source(evidence: Evidence, candidate: str, attacks: Sequence[AttackVer
     found = [a.status for a in attacks if a.attack in unseen and a.role == "attack"]
     if not found:
         return "not tested", "no attack uses text from a source the defender never used; add one"
-    return combined(found), f"attacks from an unseen source: {listed(sorted(unseen))}"
+    return combined(found), f"attacks from a source the defender never used ({listed(sorted(unseen))}) are not decided"
 
 
 def _sources(evidence: Evidence, data: DataUse) -> set[str]:

@@ -10,14 +10,19 @@ from typing import Any, Literal
 
 from titer.study.base import Strict
 
-VERDICT_FORMAT = 1
+VERDICT_FORMAT: Literal[1] = 1
 
+ControlStatus = Literal["broken", "not broken", "missing", "exempt"]
+Grade = Literal["demonstration", "release"]
+RunStatus = Literal["complete", "incomplete", "invalid"]
+GuidelineStatus = Literal["met", "not met", "not applicable"]
 Status = Literal["holds", "fails", "inconclusive", "invalid", "not tested"]
 ProbeState = Literal["resisting", "ambiguous", "breached", "unconfirmed"]
 
 
 class Interval(Strict):
-    """A confidence interval or a one-sided limit; None is unbounded on that side. level: 1 − alpha."""
+    """A confidence interval; None is unbounded on that side. level: of both ends together. Each end alone is a one-sided
+    limit at 1 − α, so an interval made at α = 0.05 has level 1 − 2α = 0.9."""
 
     low: float | None
     high: float | None
@@ -90,7 +95,7 @@ class AttackVerdict(Strict):
     settings: dict[str, Any]
     status: Status
     reason: str
-    control_status: Literal["broken", "not broken", "missing", "exempt"]
+    control_status: ControlStatus
     n: int
     n_required: int
     breaches: int
@@ -247,7 +252,7 @@ class Guideline(Strict):
     """One line of the paper's guidelines, judged from the records, never self-declared."""
 
     name: str
-    status: Literal["met", "not met", "not applicable"]
+    status: GuidelineStatus
     evidence: str
 
 
@@ -288,8 +293,8 @@ class StudyVerdict(Strict):
     title: str
     study_digest: str
     threat_model: str
-    grade: Literal["demonstration", "release"]
-    status: Literal["complete", "incomplete", "invalid"]
+    grade: Grade
+    status: RunStatus
     status_reason: str = ""
     missing_cells: int = 0
     control: CandidateVerdict

@@ -122,7 +122,7 @@ def limit(judged: Sequence[Judged]) -> tuple[int, float, str] | None:
             return None
     if not any(j.evidence for j in judged):
         return None
-    cost, step, label = min(limits)
+    cost, step, label = min(limits, key=lambda x: x[:2])  # ties: the attack declared first
     return step, cost, label
 
 
@@ -134,7 +134,7 @@ def worst_breach(judged: Sequence[Judged]) -> tuple[float, int, str] | None:
         for k, t in zip(j.tracks, j.finding.times, strict=True)
         if t.first is not None
     ]
-    return min(found, default=None)
+    return min(found, key=lambda x: x[:2], default=None)
 
 
 def adaptive(evidence: Evidence, candidate: str) -> bool:
@@ -220,4 +220,3 @@ def _claim(evidence, candidate, judged, status, missing, worst, searched, collap
         return f"No claim about {subject}: {missing[0] if missing else 'the evidence is unfit'}."
     more = f" ({len(missing) - 1} further gaps)" if len(missing) > 1 else ""
     return f"Not decided for {subject} up to T = {steps(design.budget)}: {missing[0] if missing else 'evidence is missing'}{more}."
-

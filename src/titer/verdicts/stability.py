@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def benchmark(
     """Non-inferiority on one benchmark, paired by item. low > −margin: holds; high < −margin: fails."""
     facts = control.measures.get(spec.name) if control else None
     a, b = _reading(control, spec.name), _reading(candidate, spec.name)
-    base = {
+    base: dict[str, Any] = {
         "name": spec.name, "kind": spec.kind, "measure": spec.measure.measure, "margin": spec.margin,
         "unit": facts.unit if facts else "", "chance": facts.chance if facts else None,
         "control": a.value if a else None, "candidate": b.value if b else None, "n": a.n if a else 0,

@@ -23,7 +23,8 @@ NOTHING = (0.0, 1.0)
 
 
 @lru_cache(maxsize=65536)
-def _proportion(successes: int, n: int, level: float) -> tuple[float, float]:
+def proportion(successes: int, n: int, level: float) -> tuple[float, float]:
+    """Clopper–Pearson (lower, upper), each one-sided at `level`; few distinct counts occur, so they are kept."""
     return exact.lower_bound(successes, n, level), exact.upper_bound(successes, n, level)
 
 
@@ -31,9 +32,11 @@ def bounds(reading: Reading | None, facts: MeasureFacts | None, level: float) ->
     """(lower, upper), each one-sided at `level`; (0, 1) where there is no reading, no facts, or no exact bound."""
     if reading is None or facts is None:
         return NOTHING
-    usable = reading.value is not None and reading.n > 0 and math.isfinite(reading.value)
-    if usable and facts.sampling == "population" and facts.scale == "proportion":
-        return _proportion(round(reading.value * reading.n), reading.n, level)
+    value = reading.value
+    if value is None or reading.n <= 0 or not math.isfinite(value):
+        return NOTHING
+    if facts.sampling == "population" and facts.scale == "proportion":
+        return proportion(round(value * reading.n), reading.n, level)
     try:
         return exact.bounds(reading, facts, level)
     except MeasureError:  # reported once for the study by `unfit`; here the reading says nothing
@@ -105,7 +108,8 @@ def read_tracks(
 
     A seed planned twice gives two tracks: none is dropped, either may breach, and both must resist.
     """
-    tracks, joined = [], {}
+    tracks: list[Track] = []
+    joined: dict[int, list[Entry]] = {}
     for entry in entries:
         if entry.role.prefix_budget is not None:
             joined.setdefault(entry.role.seed, []).append(entry)
@@ -240,9 +244,7 @@ def times(track: Track, phi: float) -> Times:
     first = next((i for i, s in enumerate(states) if s == "breached"), None)
     run = next((i for i, s in enumerate(states) if s != "resisting"), len(states))
     unsure = tuple(
-        p.step
-        for p, s in zip(track.probes[:first], states[:first], strict=True)
-        if s in ("ambiguous", "unconfirmed")
+        p.step for p, s in zip(track.probes[:first], states[:first], strict=True) if s in ("ambiguous", "unconfirmed")
     )
     resisted = track.finished and bool(states) and run == len(states)
     return Times(tuple(states), run - 1 if run else None, first, unsure, resisted)

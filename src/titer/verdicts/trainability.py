@@ -76,16 +76,25 @@ def _task(evidence: Evidence, candidate: str, task: Task, spec: Spec) -> TaskVer
     if absent:
         return verdict("inconclusive", f"no runs of both models yet for seeds {listed(absent)}; finish the run")
     if not np.isfinite(a).all() or steps[-1] < task.budget:
-        return verdict("inconclusive", "the control's training diverged or was not read at every probe; search lower learning rates")
+        return verdict(
+            "inconclusive",
+            "the control's training diverged or was not read at every probe; search lower learning rates",
+        )
     sign = 1.0 if facts.higher == "capable" else -1.0
     start, final = float(a[:, 0].mean()), float(a[:, -1].mean())
     gain = sign * (final - start)
     target = start + spec.target * (final - start)
     fields.update(control_start=start, control_final=final, target=target)
     if gain < 2 * spec.margin:
-        return verdict("invalid", f"the control gains only {gain:.3g}, less than twice the margin {spec.margin:g}: nothing to lose; train longer")
+        return verdict(
+            "invalid",
+            f"the control gains only {gain:.3g}, less than twice the margin {spec.margin:g}: nothing to lose; train longer",
+        )
     if not np.isfinite(b).all():
-        return verdict("inconclusive", "the candidate's training diverged or was not read at every probe; search lower learning rates")
+        return verdict(
+            "inconclusive",
+            "the candidate's training diverged or was not read at every probe; search lower learning rates",
+        )
     fields["candidate_final"] = float(b[:, -1].mean())
     fields.update(time_control=time_to(a, steps, target, sign), time_candidate=time_to(b, steps, target, sign))
     if len(spec.seeds) < 2:
@@ -94,7 +103,7 @@ def _task(evidence: Evidence, candidate: str, task: Task, spec: Spec) -> TaskVer
     if gaps is None:
         return verdict("inconclusive", "the two models were not read on the same items; repeat both with one study")
     difference, low, high = crossed_limits(gaps, spec.alpha, facts)
-    slow = time_ratio(a, b, steps, target, sign, spec.alpha)
+    slow = time_ratio(a, b, steps, spec.target, sign, spec.alpha)
     fields.update(
         difference=difference,
         interval=Interval(low=low, high=high, level=1 - 2 * spec.alpha),
@@ -109,9 +118,15 @@ def _decide(low: float, high: float, slow: tuple[float, float], spec: Spec) -> t
     if slow[0] > spec.slowdown:
         return "fails", f"reaching the target takes more than {spec.slowdown:g} times the control's steps"
     if low <= -spec.margin:
-        return "inconclusive", f"these seeds and items cannot tell whether the final score is worse by more than {spec.margin:g}; add seeds"
+        return (
+            "inconclusive",
+            f"these seeds and items cannot tell whether the final score is worse by more than {spec.margin:g}; add seeds",
+        )
     if slow[1] > spec.slowdown:
-        return "inconclusive", f"the probe grid or the seeds cannot tell whether it takes more than {spec.slowdown:g} times the steps"
+        return (
+            "inconclusive",
+            f"the probe grid or the seeds cannot tell whether it takes more than {spec.slowdown:g} times the steps",
+        )
     return "holds", f"not worse by more than {spec.margin:g}, within {spec.slowdown:g} times the steps"
 
 
@@ -135,7 +150,7 @@ def _mean_curve(steps: list[int], curves: np.ndarray) -> tuple[tuple[int, float 
 
 def _gaps(theirs: Runs, ours: Runs, seeds: tuple[int, ...], sign: float) -> np.ndarray | None:
     """(S, I) oriented differences of final outcomes, seed by seed and item by item; None if they do not pair."""
-    rows = []
+    rows: list[np.ndarray] = []
     for s in seeds:
         a, b = (runs[s].probes[-1].reading("task") for runs in (theirs, ours))
         if a is None or b is None or theirs[s].items.get("task") != ours[s].items.get("task"):
@@ -151,7 +166,7 @@ def crossed_limits(gaps: np.ndarray, alpha: float, facts: MeasureFacts) -> tuple
     """(mean, low, high), each limit one-sided at α, of differences crossed over seeds and items (S, I).
 
     Seeds and items are both random, so se² = s²(seed means)/S + s²(item means)/I, which counts the residual twice and
-    errs on the wide side (Owen 2007, eq. 10, for the same bound in two-way crossed data). Items of a `fixed` measure
+    errs on the wide side (cf. Owen 2007, 'The pigeonhole bootstrap', which overestimates in the same way). Items of a `fixed` measure
     are no sample: their term is left out. Student's t with S − 1 degrees of freedom, at every S (below 10 seeds it is
     required, above it costs little). Without any spread, a proportion falls back on the exact bound over items.
     """
@@ -179,7 +194,7 @@ def time_to(curves: np.ndarray, steps: list[int], target: float, sign: float) ->
 
 
 def time_ratio(
-    control: np.ndarray, candidate: np.ndarray, steps: list[int], target: float, sign: float, alpha: float
+    control: np.ndarray, candidate: np.ndarray, steps: list[int], share: float, sign: float, alpha: float
 ) -> tuple[float, float]:
     """(low, high) of t₂/t₁, each one-sided at α: the ends the probe grid allows, over a paired bootstrap of seeds.
 
@@ -188,7 +203,9 @@ def time_ratio(
     """
     picks = np.random.default_rng(_SEED).integers(0, len(control), size=(_RESAMPLES, len(control)))
     first = np.array(steps, dtype=float)
-    (l1, u1), (l2, u2) = (_ends(sign * (c[picks].mean(axis=1) - target) >= 0, first) for c in (control, candidate))
+    means = [sign * c[picks].mean(axis=1) for c in (control, candidate)]
+    target = means[0][:, :1] + share * (means[0][:, -1:] - means[0][:, :1])
+    (l1, u1), (l2, u2) = (_ends(m >= target, first) for m in means)
     lows, highs = np.sort(l2 / u1), np.sort(u2 / l1)
     k = math.floor(alpha * _RESAMPLES)
     return float(lows[k]), float(highs[-1 - k])

@@ -36,6 +36,7 @@ def tiny_world(
         examples=examples,
         provenance={
             "name": "tiny_world",
+            "synthetic": "yes",
             "version": str(world.WORLD_VERSION),
             "license": "Apache-2.0",
             "note": "invented strings; computed, not fetched; no string was seen in making the tiny models",

@@ -1,0 +1,37 @@
+"""Where fetched files are kept, and how two processes do not trip over each other while fetching."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from titer.errors import AssetError
+
+
+def cache_dir() -> Path:
+    """TITER_CACHE if set, else titer/ in the user's cache directory. Created on demand; AssetError if it cannot be."""
+    chosen = os.environ.get("TITER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titer"
+    path = Path(chosen).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssetError("the cache directory cannot be made", field="TITER_CACHE", value=str(path),
+                         expected="a directory that can be written", remedy="set TITER_CACHE to one") from error  # fmt: skip
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the cache entry `name`; another process waits. The kernel frees it if the holder dies."""
+    with (cache_dir() / f".{name}.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,58 @@
+"""The user's own text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from titer.assets.cache import sha256_of
+from titer.data.examples import Example, SourceText
+from titer.errors import StudyError
+
+_TEXT_FIELDS = ("prompt", "response", "refusal", "domain", "system", "text")
+
+
+def jsonl(*, path: str) -> SourceText:
+    """One JSON object per line: prompt (or text), and optionally response, refusal, domain, system, choices, answer.
+
+    Raises StudyError naming file and line.
+    """
+    file = Path(path)
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError("the text file cannot be read", field="options.path", value=path, expected="a UTF-8 JSONL file",
+                         remedy="check the path") from error  # fmt: skip
+    examples = tuple(_example(line, f"{file.name}:{number}") for number, line in enumerate(lines, 1) if line.strip())
+    if not examples:
+        raise StudyError("the text file is empty", field="options.path", value=path, expected="one JSON object per line",
+                         remedy="add some")  # fmt: skip
+    return SourceText(examples, {"file": file.name, "sha256": sha256_of(file), "license": "the user's own"})
+
+
+def _example(line: str, where: str) -> Example:
+    def wrong(what: str) -> StudyError:
+        return StudyError(f"{where}: {what}", field="options.path", value=where,
+                          expected='an object such as {"prompt": "…", "response": "…"}', remedy="mend this line")  # fmt: skip
+
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise wrong("not JSON") from error
+    if not isinstance(row, dict):
+        raise wrong("not an object")
+    unknown = set(row) - {*_TEXT_FIELDS, "choices", "answer"}
+    if unknown:
+        raise wrong(f"unknown field {sorted(unknown)[0]!r}")
+    if any(row.get(f) is not None and not isinstance(row[f], str) for f in _TEXT_FIELDS):
+        raise wrong("a field that should be text is not")
+    if not (row.get("prompt") or row.get("text")):
+        raise wrong("neither prompt nor text")
+    choices = row.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
+        raise wrong("choices is not a list of texts")
+    answer = row.get("answer")
+    if choices and not (isinstance(answer, int) and 0 <= answer < len(choices)):
+        raise wrong(f"answer {answer!r} is not the index of a choice")
+    fields = {f: row[f] for f in _TEXT_FIELDS if row.get(f) is not None}
+    return Example(**fields, choices=tuple(choices), answer=answer, source="jsonl")

@@ -1,0 +1,189 @@
+"""Small charts as inline SVG, made by hand: their colours follow the page (light, dark, print), their text is text.
+
+A `Panel` is one coordinate system. Budget runs on log(1 + steps), which shows 0; marks differ in shape and dash, not
+only in colour (classes are styled in templates/style.css.j2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 320, 214
+LEFT, RIGHT, TOP, BOTTOM = 42, 12, 10, 38
+Point = tuple[float, float | None]
+
+
+class Panel:
+    """One chart with axes; draw into it, then `render`.
+
+    x_end: the largest budget. low, high: range of the vertical axis. grid: probe steps, from which ticks are chosen.
+    """
+
+    def __init__(self, x_end: float, low: float, high: float, grid: Sequence[int], *, x_label: str, y_label: str) -> None:
+        self.x_end, self.low, self.high = max(x_end, 1), low, high if high > low else low + 1
+        self.grid, self.x_label, self.y_label = sorted(set(grid)), x_label, y_label
+        self.parts: list[str] = []
+
+    def x(self, step: float) -> float:
+        share = math.log1p(max(step, 0)) / math.log1p(self.x_end)
+        return LEFT + min(share, 1) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    def line(self, points: Sequence[Point], css: str) -> None:
+        """A line through the known points; an unknown one breaks it instead of being bridged."""
+        for run in _runs(points):
+            if len(run) > 1:
+                path = " ".join(f"{_n(self.x(s))},{_n(self.y(v))}" for s, v in run)
+                self.parts.append(f'<polyline class="{css}" points="{path}"/>')
+
+    def band(self, points: Sequence[tuple[float, float, float]], css: str) -> None:
+        """The area between low and high."""
+        if len(points) > 1:
+            there = [f"{_n(self.x(s))},{_n(self.y(high))}" for s, _, high in points]
+            back = [f"{_n(self.x(s))},{_n(self.y(low))}" for s, low, _ in reversed(points)]
+            self.parts.append(f'<polygon class="{css}" points="{" ".join([*there, *back])}"/>')
+
+    def whisker(self, step: float, low: float, high: float, css: str, shift: float = 0) -> None:
+        x, top, bottom = self.x(step) + shift, self.y(high), self.y(low)
+        cap = f"M{_n(x - 2.5)} {_n(top)}h5M{_n(x - 2.5)} {_n(bottom)}h5"
+        self.parts.append(f'<path class="{css}" d="M{_n(x)} {_n(top)}V{_n(bottom)}{cap}"/>')
+
+    def mark(self, step: float, value: float, shape: str, css: str, shift: float = 0) -> None:
+        """shape: dot, ring, square, right (open triangle pointing on: censored), cross."""
+        x, y = self.x(step) + shift, self.y(value)
+        a, b = _n(x), _n(y)
+        shapes = {
+            "dot": f'<circle class="{css}" cx="{a}" cy="{b}" r="2.6"/>',
+            "ring": f'<circle class="{css}" cx="{a}" cy="{b}" r="3.2"/>',
+            "square": f'<rect class="{css}" x="{_n(x - 2.4)}" y="{_n(y - 2.4)}" width="4.8" height="4.8"/>',
+            "right": f'<path class="{css}" d="M{_n(x - 2.5)} {_n(y - 4)}l7 4l-7 4z"/>',
+            "cross": f'<path class="{css}" d="M{_n(x - 3)} {_n(y - 3)}l6 6m0 -6l-6 6"/>',
+        }
+        self.parts.append(shapes[shape])
+
+    def level(self, value: float, label: str, css: str = "phi") -> None:
+        """A horizontal line with its name."""
+        y = _n(self.y(value))
+        self.parts.append(f'<path class="{css}" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
+        self.parts.append(
+            f'<text class="note" x="{WIDTH - RIGHT}" y="{_n(self.y(value) - 4)}" text-anchor="end">{escape(label)}</text>'
+        )
+
+    def render(self, ident: str, title: str, desc: str) -> Markup:
+        """The finished chart with its text alternative."""
+        safe = escape(ident)
+        body = "".join([*self._axes(), *self.parts])
+        return Markup(
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{safe}-t {safe}-d">'
+            f'<title id="{safe}-t">{escape(title)}</title><desc id="{safe}-d">{escape(desc)}</desc>{body}</svg>'
+        )
+
+    def _axes(self) -> list[str]:
+        base, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+        out = []
+        for value in y_ticks(self.low, self.high):
+            y = _n(self.y(value))
+            out.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
+            out.append(f'<text x="{LEFT - 6}" y="{_n(self.y(value) + 3.5)}" text-anchor="end">{value:g}</text>')
+        for step in self._x_ticks():
+            x = self.x(step)
+            out.append(f'<path class="axis" d="M{_n(x)} {base}v4"/>')
+            out.append(f'<text x="{_n(x)}" y="{base + 15}" text-anchor="middle">{_short(step)}</text>')
+        out.append(f'<path class="axis" d="M{LEFT} {base}H{right}"/>')
+        middle = (LEFT + right) / 2
+        out.append(f'<text class="name" x="{_n(middle)}" y="{HEIGHT - 6}" text-anchor="middle">{escape(self.x_label)}</text>')
+        half = (TOP + base) / 2
+        out.append(
+            f'<text class="name" transform="translate(11 {_n(half)}) rotate(-90)" text-anchor="middle">'
+            f"{escape(self.y_label)}</text>"
+        )
+        return out
+
+    def _x_ticks(self) -> list[int]:
+        """Probe steps far enough apart to be read; first and last always."""
+        steps = [s for s in self.grid if s <= self.x_end]
+        if not steps:
+            return []
+        kept = [steps[-1]]
+        for s in reversed(steps[:-1]):
+            if self.x(kept[-1]) - self.x(s) >= 26:
+                kept.append(s)
+        if steps[0] not in kept:
+            kept[-1] = steps[0]
+        return kept[::-1]
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One line of a forest plot, in units of the margin; None is unbounded."""
+
+    name: str
+    status: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Markup:
+    """Differences with intervals, one line each; the margin (−1) and no difference (0) are marked. Values beyond ±3
+    margins are drawn at the edge with an arrow."""
+    step, left, width = 30, 132, 480
+    right, height = width - 16, 34 + step * len(rows)
+
+    def x(value: float) -> float:
+        return left + (min(max(value, -3), 3) + 3) / 6 * (right - left)
+
+    out = [f'<path class="grid" d="M{_n(x(0))} 6V{height - 28}"/><path class="phi" d="M{_n(x(-1))} 6V{height - 28}"/>']
+    for tick, label in ((-3, "−3"), (-2, "−2"), (-1, "−margin"), (0, "0"), (1, "+1"), (2, "+2"), (3, "+3")):
+        out.append(f'<text x="{_n(x(tick))}" y="{height - 13}" text-anchor="middle">{label}</text>')
+    for k, row in enumerate(rows):
+        y = 6 + step * k + step / 2
+        name = row.name if len(row.name) <= 20 else row.name[:19] + "…"
+        low, high = x(-3 if row.low is None else row.low), x(3 if row.high is None else row.high)
+        out.append(f'<text class="label" x="0" y="{_n(y)}">{escape(name)}</text>')
+        out.append(f'<text x="0" y="{_n(y + 11)}">{escape(row.status)}</text>')
+        out.append(f'<path class="candidate bar" d="M{_n(low)} {_n(y)}H{_n(high)}"/>')
+        if row.high is None or row.high > 3:
+            out.append(f'<path class="candidate full" d="M{_n(right)} {_n(y - 4)}l7 4l-7 4z"/>')
+        if row.low is None or row.low < -3:
+            out.append(f'<path class="candidate full" d="M{_n(left)} {_n(y - 4)}l-7 4l7 4z"/>')
+        out.append(f'<circle class="candidate full" cx="{_n(x(row.value))}" cy="{_n(y)}" r="3.2"/>')
+    safe = escape(ident)
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{safe}-t {safe}-d">'
+        f'<title id="{safe}-t">{escape(title)}</title><desc id="{safe}-d">{escape(desc)}</desc>{"".join(out)}</svg>'
+    )
+
+
+def y_ticks(low: float, high: float) -> list[float]:
+    """Four to six round values within the range."""
+    raw = (high - low) / 4
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _runs(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
+    runs: list[list[tuple[float, float]]] = [[]]
+    for step, value in points:
+        if value is None or not math.isfinite(value):
+            runs.append([])
+        else:
+            runs[-1].append((step, value))
+    return [r for r in runs if r]
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _short(step: int) -> str:
+    return f"{step / 1000:g}k" if step >= 10_000 and step % 100 == 0 else str(step)
