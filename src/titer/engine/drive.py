@@ -24,6 +24,7 @@ from titer.measures.measure import Measure, read
 from titer.methods.method import Method, MethodData, Run
 from titer.records.bounds import bounds
 from titer.records.model import Artifact, CellRecord, Cost, MeasureFacts, ProbeRecord, Reading
+from titer.study.base import canonical
 from titer.study.cell import Cell, CellMeasure
 
 
@@ -35,6 +36,11 @@ class Eye:
     measure: Measure
     examples: Sequence[Example]
     items: str
+
+    @property
+    def key(self) -> str:
+        """Label, measure and items: what two readings of one model must share to be the same reading."""
+        return canonical([self.spec.label, self.spec.name, self.spec.version, self.spec.settings, self.items])
 
 
 @dataclass
@@ -65,13 +71,15 @@ def drive(
     progress: Progress | None = None,
     artifact: Callable[[Any], Artifact] | None = None,
     keep_transcripts: bool = False,
+    at_start: dict[str, tuple[Reading, list[dict[str, Any]]]] | None = None,
 ) -> Driven:
     """Run a cell from its parent's model, held by `subject` (changed in place), to its record.
 
-    With `rolling`, a checkpoint left by an interrupted run of the same cell is continued with identical results.
+    at_start: readings of this very model at step 0 by `Eye.key`, used and filled, so that seeds share them; give it only
+    if the method starts as its parent. With `rolling`, a checkpoint left by an interrupted run of the same cell is continued with identical results.
     Deterministic on CPU: torch's global generator is seeded from the cell; everything else is a function of the seed.
     """
-    state = _State(cell, started=_now())
+    state = _State(cell, started=_now(), at_start=at_start)
     with torch.random.fork_rng(devices=_cuda(subject)):
         torch.manual_seed(cell.seed)
         run: Run = method.start(subject, data, seed=cell.seed, horizon=cell.steps) if method else _Still(subject.model)
@@ -131,8 +139,9 @@ class _Still:
 class _State:
     """What has been seen so far of one cell."""
 
-    def __init__(self, cell: Cell, started: str) -> None:
+    def __init__(self, cell: Cell, started: str, at_start: dict | None = None) -> None:
         self.cell, self.started, self.cost = cell, started, Cost()
+        self.at_start = at_start
         self.outcome = "reached_budget"
         self.probes: list[ProbeRecord] = []
         self.loss: list[float | None] = []
@@ -160,7 +169,13 @@ class _State:
         def look(eye: Eye) -> None:
             label = eye.spec.label
             self.facts[label] = eye.measure.facts()
-            readings[label], transcripts = read(eye.measure, subject, eye.examples, label)
+            memo = self.at_start if step == 0 else None
+            if memo is not None and eye.key in memo:
+                readings[label], transcripts = memo[eye.key]
+            else:
+                readings[label], transcripts = read(eye.measure, subject, eye.examples, label)
+                if memo is not None:
+                    memo[eye.key] = readings[label], transcripts
             if keep:
                 self.transcripts[step, label] = transcripts
 
@@ -171,17 +186,17 @@ class _State:
         if stop and harm and harm.value is not None and harm.value >= stop.suspect:
             for eye in (e for e in eyes if e.spec.at == "suspected_breach"):
                 look(eye)
-            if self._beyond(readings, stop.above, stop.level):
+            if self._beyond(readings, eyes, stop.above, stop.level):
                 self.outcome, last = "stopped_broken", True
         if last:
             for eye in (e for e in eyes if e.spec.at == "ends" and e.spec.label not in readings):
                 look(eye)
         self.probes.append(ProbeRecord(step=step, cost=cost, readings=tuple(readings.values())))
 
-    def _beyond(self, readings: dict[str, Reading], above: float, level: float) -> bool:
-        """Harm and its confirmation on other prompts are both surely above `above`."""
-        labels = [label for label in ("harm", "confirm") if label in readings]
-        return len(labels) == 2 and all(bounds(readings[k], self.facts[k], level)[0] >= above for k in labels)
+    def _beyond(self, readings: dict[str, Reading], eyes: Sequence[Eye], above: float, level: float) -> bool:
+        """Harm, and its confirmation on other prompts where there is one, are surely above `above`."""
+        labels = {e.spec.label for e in eyes} & {"harm", "confirm"}
+        return all(k in readings and bounds(readings[k], self.facts[k], level)[0] >= above for k in labels)
 
     def dump(self, cost: Cost) -> dict[str, Any]:
         return {

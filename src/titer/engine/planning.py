@@ -116,7 +116,9 @@ class _Planner:
         self, use: MeasureUse, label: str, at: str = "probes", part: str | None = None, domains: Iterable[str] | None = None
     ) -> CellMeasure:
         measure = resolve_measure(use.measure, use.settings, field=label)
-        text = self._part(part or use.part, domains if domains is not None else use.domains, use.limit)
+        address, names = part or use.part, tuple(domains) if domains is not None else use.domains
+        limit = use.limit and min(use.limit, len(self.pools.part(address, names)))
+        text = self._part(address, names, limit)
         return CellMeasure(label=label, name=use.measure, version=measure.version,
                            settings=measure.model_dump(mode="json"), text=text, at=at)  # fmt: skip
 

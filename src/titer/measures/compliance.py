@@ -71,15 +71,16 @@ def opening_logprobs(
 ) -> list[list[float]]:
     """log p(opening | prompt), summed over the opening's tokens, for every prompt (rows) and opening (columns).
 
-    What all prompts begin with (the template's system turn) is read once, each prompt once, and each opening but for
-    its last token, continuing from cached keys and values. A test compares with reading everything in full.
+    What all prompts begin with (the template's system turn) is read once, each prompt once, and what the openings begin
+    with once each, continuing from cached keys and values. A test compares with reading everything in full.
     """
     device, pad, model = subject.device, subject.tokenizer.pad_token_id, subject.model
     shared = _common_prefix(prompts)
-    width_o = max(map(len, openings))
-    open_OT = torch.tensor([list(o) + [pad] * (width_o - len(o)) for o in openings], device=device)
-    real_OT = torch.tensor([[1] * len(o) + [0] * (width_o - len(o)) for o in openings], device=device)
-    longer = [i for i, o in enumerate(openings) if len(o) > 1]  # the first token needs no pass of its own
+    stems = _stems(openings)
+    width_s = max(map(len, stems), default=0)
+    stem_ST = torch.tensor([list(s) + [pad] * (width_s - len(s)) for s in stems], device=device, dtype=torch.long)
+    real_ST = torch.tensor([[1] * len(s) + [0] * (width_s - len(s)) for s in stems], device=device, dtype=torch.long)
+    first_O = torch.tensor([o[0] for o in openings], device=device)
     results: list[list[float]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), subject.eval_batch):
@@ -98,22 +99,28 @@ def opening_logprobs(
         first = model(input_ids=input_BT, attention_mask=mask_BT, position_ids=position_BT, past_key_values=cache,
                       use_cache=True, logits_to_keep=1)  # fmt: skip
         lp_BV = first.logits[:, -1].float().log_softmax(-1)
-        lp_BO = lp_BV[:, open_OT[:, 0]]
-        if longer:
+        lp_BO = lp_BV[:, first_O]
+        if stems:
             cache = first.past_key_values
-            cache.batch_repeat_interleave(len(longer))
-            tail_NT = open_OT[longer, :-1].repeat(rows, 1)
-            mask_NT = torch.cat([mask_BT.repeat_interleave(len(longer), 0), real_OT[longer, :-1].repeat(rows, 1)], 1)
-            begin_N1 = mask_BT.sum(-1, keepdim=True).repeat_interleave(len(longer), 0)
-            rest = model(input_ids=tail_NT, attention_mask=mask_NT, past_key_values=cache, use_cache=True,
-                         position_ids=begin_N1 + torch.arange(width_o - 1, device=device))  # fmt: skip
-            target_NT = open_OT[longer, 1:].repeat(rows, 1)
-            lp_NT = rest.logits.float().log_softmax(-1).gather(2, target_NT[..., None])[..., 0]
-            lp_NT = lp_NT * real_OT[longer, 1:].repeat(rows, 1)
-            lp_BO[:, longer] += lp_NT.sum(-1).view(rows, len(longer))
+            cache.batch_repeat_interleave(len(stems))
+            mask_NT = torch.cat([mask_BT.repeat_interleave(len(stems), 0), real_ST.repeat(rows, 1)], 1)
+            begin_N1 = mask_BT.sum(-1, keepdim=True).repeat_interleave(len(stems), 0)
+            rest = model(input_ids=stem_ST.repeat(rows, 1), attention_mask=mask_NT, past_key_values=cache, use_cache=True,
+                         position_ids=begin_N1 + torch.arange(width_s, device=device))  # fmt: skip
+            lp_BSTV = rest.logits.float().log_softmax(-1).unflatten(0, (rows, len(stems)))
+            for o, opening in enumerate(openings):
+                stem = next((k for k, s in enumerate(stems) if tuple(opening[:-1]) == s[: len(opening) - 1]), 0)
+                for t, token in enumerate(opening[1:]):
+                    lp_BO[:, o] += lp_BSTV[:, stem, t, token]
         for i, row in zip(chunk, lp_BO.tolist(), strict=True):
             results[i] = row
     return results
+
+
+def _stems(openings: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """The openings without their last tokens, none a prefix of another: all that has to be read after a prompt."""
+    stems = sorted({tuple(o[:-1]) for o in openings if len(o) > 1}, key=len, reverse=True)
+    return [s for i, s in enumerate(stems) if not any(longer[: len(s)] == s for longer in stems[:i])]
 
 
 def _common_prefix(rows: Sequence[tuple[int, ...]]) -> int:

@@ -100,6 +100,9 @@ class Attack(Method):
     mixes_harmless: ClassVar[bool] = False
     repairs: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    starts_as_parent: ClassVar[bool] = False
+    """True if at step 0 the run's model gives exactly the outputs of the model it was handed, so that readings at 0
+    are the same for every seed and attack and are taken once."""
 
     def wrap_eval(self, example: Example) -> Example:
         """How the attacker words a prompt at evaluation; the identity unless the attack trains a special format."""

@@ -55,7 +55,7 @@ def stability_table(name: str, stability: Stability) -> Table:
     """Non-inferiority per benchmark."""
     rows = [
         [b.name, f.words(b.kind), badge(b.status), f.number(b.control), f.number(b.candidate), f.signed(b.difference),
-         f.interval(b.interval), f.number(b.margin), b.unit or f.ABSENT, str(b.n), f.number(b.chance), b.reason]
+         f.interval(b.interval), f.exact(b.margin), b.unit or f.ABSENT, str(b.n), f.number(b.chance), b.reason]
         for b in stability.benchmarks
     ]  # fmt: skip
     return table(
@@ -97,7 +97,9 @@ def _matrix_cell(m: MatrixCell | None) -> Cell | str:
 
 def reasons_table(g: Generalization) -> Table:
     """Why each cell of the matrix has its status."""
-    rows = [[m.defended_on, m.attacked_on, badge(m.status), m.reason, ", ".join(m.digests) or f.ABSENT] for m in g.matrix]
+    rows = [
+        [m.defended_on, m.attacked_on, badge(m.status), m.reason, ", ".join(m.digests) or f.ABSENT] for m in g.matrix
+    ]
     return table("Reasons", ["defended on", "attacked on", "status", "reason", "cells"], rows)
 
 
@@ -107,8 +109,8 @@ def trainability_table(name: str, trainability: Trainability) -> Table:
     for t in trainability.tasks:
         rows.append([
             t.name, badge(t.status), f.number(t.control_start), f.number(t.control_final), f.number(t.candidate_final),
-            f.signed(t.difference), f.interval(t.interval), f.number(t.margin), t.unit or f.ABSENT, f.number(t.target),
-            _time(t.time_control), _time(t.time_candidate), f.interval(t.time_ratio, 2), f.number(t.slowdown),
+            f.signed(t.difference), f.interval(t.interval), f.exact(t.margin), t.unit or f.ABSENT, f.number(t.target),
+            _time(t.time_control), _time(t.time_candidate), f.interval(t.time_ratio, 2), f.exact(t.slowdown),
             str(t.seeds), _chosen(t.chosen_control, t.chosen_candidate), t.reason,
         ])  # fmt: skip
     return table(
@@ -178,7 +180,9 @@ def cost_table(verdict: StudyVerdict) -> Table:
     rows = []
     for c in verdict.candidates:
         k = c.cost
-        cells = [str(k.steps), f.number(k.tokens), f.flops(k.flops), f.seconds(k.seconds)] if k.known else ["unknown"] * 4
+        cells = (
+            [str(k.steps), f.number(k.tokens), f.flops(k.flops), f.seconds(k.seconds)] if k.known else ["unknown"] * 4
+        )
         rows.append([c.name, f.plain(c.defense), f.settings(c.settings), *cells])
     return table(
         "Cost of the defense", ["candidate", "defense", "settings", "#steps", "#tokens", "#compute", "#wall time"], rows

@@ -40,11 +40,12 @@ def attack_table(candidate: CandidateVerdict) -> Table:
         ])  # fmt: skip
     r = candidate.resistance
     return table(
-        f"Attacks on {candidate.name}, budget T = {f.count(r.budget, 'step')}, φ = {f.number(r.phi)}",
-        ["attack", "role", "status", "#seeds (n of required)", "#breaches", "#breach probability, upper bound",
+        f"Attacks on {candidate.name}, budget T = {f.count(r.budget, 'step')}, φ = {f.exact(r.phi)}",
+        ["attack", "role", "status", "#seeds", "#breaches", "#breach risk ≤",
          "titer (lower limit)", "quantile of τ", "control broken?", "reason"],
         rows,
-        [f"Breach probability: one-sided upper bound at {f.percent(1 - r.alpha)} that a new seed breaches by T.",
+        ["Seeds: complete runs of those needed for δ. Breach risk: one-sided upper bound "
+            f"({f.percent(1 - r.alpha)}) of the probability that a new seed breaches by T.",
          "A non-breach counts as evidence only if the same attack breaks the undefended control in every seed."],
     )  # fmt: skip
 
@@ -145,7 +146,7 @@ def share_table(attack: AttackVerdict, who: str) -> Table:
 def factor_table(verdict: StudyVerdict) -> Table:
     """Resistance factors of all candidates."""
     rows = [
-        [c.name, x.against, f.number(x.estimate), f.interval(x.interval, 2), f.number(x.quantile), x.text or f.ABSENT]
+        [c.name, x.against, f.number(x.estimate), f.interval(x.interval, 2), f.exact(x.quantile), x.text or f.ABSENT]
         for c in verdict.candidates
         for x in c.resistance.factors
     ]

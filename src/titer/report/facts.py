@@ -78,7 +78,7 @@ def work(view: RunView) -> list[tuple[str, str]]:
     price = view.study.runtime.price_per_hour
     if price is not None:
         money = (spent + probing) / 3600 * price
-        rows.append(("Money at the stated price", f"{f.number(money)} (at {f.number(price)} per hour)"))
+        rows.append(("Money at the stated price", f"{f.number(money)} (at {f.exact(price)} per hour)"))
     if done:
         rows.append(("First cell started", min(r.started for r in done)))
         rows.append(("Last cell finished", max(r.finished for r in done)))
@@ -180,8 +180,8 @@ def design(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
         ("Model M", f.without_paths(str(view.study.model))),
         ("Budget T", f.count(r.budget, "optimizer step")),
         ("Probes at", ", ".join(map(str, r.grid()))),
-        ("Threshold φ", f.number(r.phi) + (f" — {r.phi_reason}" if r.phi_reason else " (no reason given)")),
-        ("Level α, quantile δ", f"α = {f.number(r.alpha)}, δ = {f.number(r.delta)}"),
+        ("Threshold φ", f.exact(r.phi) + (f" — {r.phi_reason}" if r.phi_reason else " (no reason given)")),
+        ("Level α, quantile δ", f"α = {f.exact(r.alpha)}, δ = {f.exact(r.delta)}"),
         ("Confirmation seeds", f"{f.seeds(r.seeds)} (n = {len(r.seeds)})"),
         ("Search seeds", f.seeds(r.search_seeds)),
         ("Theoretical guarantee", view.study.theoretical_guarantee),

@@ -11,6 +11,7 @@ from titer.report import formats as f
 from titer.report import svg
 from titer.report.evidence import harm_table, share_table
 from titer.report.table import Table
+from titer.study.base import digest
 from titer.verdicts.model import AttackVerdict, CandidateVerdict, StudyVerdict, TaskVerdict, Trajectory
 
 
@@ -34,7 +35,7 @@ def harm_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Fig
             continue
         grid = _grid(a, base)
         panel = svg.Panel(a.budget, 0, 1, grid, x_label="budget, optimizer steps", y_label="harmfulness f")
-        panel.level(candidate.resistance.phi, f"φ = {f.number(candidate.resistance.phi)}")
+        panel.level(candidate.resistance.phi, f"φ = {f.exact(candidate.resistance.phi)}")
         for t in base.trajectories if base else ():
             _draw(panel, t, "control")
         for t in a.trajectories:
@@ -157,9 +158,11 @@ def forest_figure(candidate: CandidateVerdict) -> Figure | None:
                       *((None, None) if b.interval is None else _over(b.interval.low, b.interval.high, b.margin)))
         for b in shown
     ]  # fmt: skip
-    text = "; ".join(f"{b.name} {f.signed(b.difference)} (margin {f.number(b.margin)}, {b.status})" for b in shown) + "."
+    text = "; ".join(f"{b.name} {f.signed(b.difference)} (margin {f.exact(b.margin)}, {b.status})" for b in shown) + "."
     title = f"Stability of {candidate.name}: difference to M in units of the margin"
-    return Figure("Difference to M in units of the margin", text, svg.forest(_ident("forest", candidate.name), title, text, rows))
+    return Figure(
+        "Difference to M in units of the margin", text, svg.forest(_ident("forest", candidate.name), title, text, rows)
+    )
 
 
 def _over(low: float | None, high: float | None, margin: float) -> tuple[float | None, float | None]:
@@ -171,4 +174,5 @@ def _grid(*attacks: AttackVerdict | None) -> list[int]:
 
 
 def _ident(*parts: str) -> str:
-    return "-".join(re.sub(r"[^A-Za-z0-9]+", "_", p) for p in parts)
+    """An id for one chart: readable, and distinct where names differ only in punctuation."""
+    return "-".join([*(re.sub(r"[^A-Za-z0-9]+", "_", p) for p in parts), digest(list(parts), 6)])

@@ -30,6 +30,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return scientific(value, digits)
 
 
+def exact(value: float | None) -> str:
+    """A setting somebody chose (φ, α, a margin): written as chosen, not rounded to a precision."""
+    return ABSENT if value is None else _minus(f"{value:.10g}")
+
+
 def fixed(value: float | None, places: int = 2) -> str:
     """A share or a score with a fixed number of places, so that columns line up."""
     return ABSENT if value is None or not math.isfinite(value) else _minus(f"{value:.{places}f}")

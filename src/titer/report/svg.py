@@ -23,7 +23,9 @@ class Panel:
     x_end: the largest budget. low, high: range of the vertical axis. grid: probe steps, from which ticks are chosen.
     """
 
-    def __init__(self, x_end: float, low: float, high: float, grid: Sequence[int], *, x_label: str, y_label: str) -> None:
+    def __init__(
+        self, x_end: float, low: float, high: float, grid: Sequence[int], *, x_label: str, y_label: str
+    ) -> None:
         self.x_end, self.low, self.high = max(x_end, 1), low, high if high > low else low + 1
         self.grid, self.x_label, self.y_label = sorted(set(grid)), x_label, y_label
         self.parts: list[str] = []
@@ -98,7 +100,9 @@ class Panel:
             out.append(f'<text x="{_n(x)}" y="{base + 15}" text-anchor="middle">{_short(step)}</text>')
         out.append(f'<path class="axis" d="M{LEFT} {base}H{right}"/>')
         middle = (LEFT + right) / 2
-        out.append(f'<text class="name" x="{_n(middle)}" y="{HEIGHT - 6}" text-anchor="middle">{escape(self.x_label)}</text>')
+        out.append(
+            f'<text class="name" x="{_n(middle)}" y="{HEIGHT - 6}" text-anchor="middle">{escape(self.x_label)}</text>'
+        )
         half = (TOP + base) / 2
         out.append(
             f'<text class="name" transform="translate(11 {_n(half)}) rotate(-90)" text-anchor="middle">'

@@ -35,7 +35,9 @@ class Table:
         return bool(self.rows)
 
 
-def table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[Cell | str]], notes: Iterable[str] = ()) -> Table:
+def table(
+    caption: str, titles: Sequence[str], rows: Iterable[Sequence[Cell | str]], notes: Iterable[str] = ()
+) -> Table:
     """A table from strings and cells; a title that starts with `#` is numeric. Columns that are empty are kept: an
     absent number is a finding."""
     columns = tuple(Column(t.removeprefix("#"), t.startswith("#")) for t in titles)

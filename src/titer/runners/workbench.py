@@ -46,6 +46,7 @@ class Workbench:
         self.checkpoint_every_s = checkpoint_every_s
         self.device = pick_device(runtime.device)
         self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
+        self._at_start: dict[str, dict] = {}
 
     def perform(self, planned: Planned, progress: Progress | None = None) -> CellRecord:
         """Run the cell and write its record (last, atomically). Raises RunError naming the cell if it fails."""
@@ -81,6 +82,7 @@ class Workbench:
             cell, method, subject, data, eyes, rolling=rolling, progress=progress,
             artifact=lambda model: self._keep(model, subject.tokenizer, planned.digest),
             keep_transcripts=self.keep_transcripts,
+            at_start=self._at_start.setdefault(_start(cell), {}) if getattr(method, "starts_as_parent", False) else None,
         )  # fmt: skip
 
     def _draw(self, use: PartUse | None, cell: Cell) -> tuple:
@@ -100,12 +102,12 @@ class Workbench:
     def subject(self, planned: Planned) -> Subject:
         """A fresh copy of the model a cell starts from, on the device."""
         cell = planned.cell
-        key = cell.parent or cell.model
+        key = _start(cell)
         if key in self._models:
             self._models.move_to_end(key)
         else:
             self._models[key] = self._load(planned)
-            while len(self._models) > 3:
+            while len(self._models) > 2:
                 self._models.popitem(last=False)
         model, tokenizer = self._models[key]
         runtime = self.runtime
@@ -137,6 +139,11 @@ class Workbench:
         save_safely(model, tokenizer, directory)
         size = sum(f.stat().st_size for f in directory.iterdir())
         return Artifact(sha256=weights_digest(model), bytes=size)
+
+
+def _start(cell: Cell) -> str:
+    """What the cell starts from: a building cell's digest, or the root model's identity."""
+    return cell.parent or cell.model
 
 
 def save_safely(model: Any, tokenizer: Any, directory: Path) -> None:

@@ -49,6 +49,8 @@ class Pool(Strict):
     parts: dict[str, Annotated[int, Field(gt=0)]] = Field(min_length=1)
     respond: Literal["as_given", "content_free"] = "as_given"
     refuse: Literal["as_given", "standard"] = "as_given"
+    merge: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
+    """Domain of the study → domains of the source that it stands for; unlisted ones keep their names."""
     drop_near: tuple[str, ...] = ()
     near_threshold: Probability = 0.6
     shuffle: int = 0
@@ -233,8 +235,7 @@ def geometric(budget: int) -> tuple[int, ...]:
 class Benchmark(Strict):
     """One harmless benchmark of condition 2. margin: how much worse M* may be than M, in the measure's own unit.
 
-    kind groups benchmarks (`accuracy`, `perplexity`, `over_refusal`, `prompt_jailbreak`); `wrap` names a prompt
-    wrapper for the last of these.
+    kind groups benchmarks (`accuracy`, `perplexity`, `over_refusal`, `prompt_jailbreak`).
     """
 
     name: Name

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import yaml
 
@@ -57,12 +58,26 @@ def overrefusal() -> SourceText:
                                          "sha256": f"{facts['sha256']}, {other['sha256']}"})  # fmt: skip
 
 
-def alpaca(*, max_chars: int = 100_000) -> SourceText:
-    """Plain instructions with answers (an Alpaca sample, 999). max_chars: only pairs at most so long together."""
+def alpaca(*, max_chars: int = 100_000, distractors: int = 0, choice_chars: int = 80) -> SourceText:
+    """Plain instructions with answers (an Alpaca sample, 999). max_chars: only pairs at most so long together.
+
+    distractors: make it multiple choice: which of the answers (this one and so many later ones of the list, each cut
+    after `choice_chars` characters) belongs to the instruction? The right one stands at a place that varies.
+    """
     rows = json.loads(fetch("alpaca").read_text("utf-8"))
     examples = []
     for r in rows:
         prompt, response = clean("\n".join(filter(None, (r["instruction"], r.get("input", ""))))), r["output"].strip()
         if prompt and response and len(prompt) + len(response) <= max_chars:
             examples.append(Example(prompt=prompt, response=response, domain="benign", source="alpaca"))
+    if distractors:
+        examples = [_matching(examples, i, distractors, choice_chars) for i in range(len(examples))]
     return SourceText(tuple(examples), provenance("alpaca"))
+
+
+def _matching(examples: list[Example], i: int, distractors: int, chars: int) -> Example:
+    # 7, 14, … places further on: far enough apart that neighbours on one subject are not confused
+    options = [examples[(i + 7 * k) % len(examples)].response[:chars] for k in range(distractors + 1)]
+    place = i % (distractors + 1)
+    options[0], options[place] = options[place], options[0]
+    return replace(examples[i], choices=tuple(options), answer=place)

@@ -17,6 +17,7 @@ class FullSFT(Training, Attack):
 
     name = "full_sft"
     reference = "Qi et al. 2023 (arXiv 2310.03693); protocol after Rosati et al. 2024 (RepNoise, arXiv 2405.14577)"
+    starts_as_parent = True
     needs = ("response",)
 
     def start(self, subject: Subject, data: MethodData, *, seed: int, horizon: int) -> SupervisedRun:

@@ -22,6 +22,7 @@ class LoraSFT(Training, Attack):
 
     name = "lora_sft"
     reference = "Hu et al. 2021 (arXiv 2106.09685); as an attack Lermen et al. 2023 (arXiv 2310.20624)"
+    starts_as_parent = True
     adapter = True
     needs = ("response",)
 

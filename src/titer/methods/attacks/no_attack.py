@@ -13,6 +13,7 @@ class NoAttack(Attack):
     name = "no_attack"
     role = "reference"
     reference = "titer"
+    starts_as_parent = True
     cost = "0"
 
     def start(self, subject: Subject, data: MethodData, *, seed: int, horizon: int) -> EditRun:

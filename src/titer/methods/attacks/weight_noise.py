@@ -22,6 +22,7 @@ class WeightNoise(Attack):
     name = "weight_noise"
     role = "reference"
     reference = "titer (null attack)"
+    starts_as_parent = True
     cost = "0 (weights only)"
 
     scale: Annotated[float, Field(gt=0)] = 0.01

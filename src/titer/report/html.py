@@ -1,0 +1,62 @@
+"""The report as one self-contained HTML file: no scripts, no requests, every foreign string escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from titer.records.view import RunView
+from titer.report import conditions, evidence, facts, figures, words
+from titer.report import formats as f
+from titer.report.table import SIGNS, tone
+from titer.verdicts.model import StudyVerdict
+
+MAX_TRANSCRIPTS = 2000
+"""More rows than anybody reads; the rest stay in the run directory."""
+
+
+def render_html(view: RunView, verdict: StudyVerdict, *, transcripts: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """The whole report. transcripts: model outputs to include; none are shown unless given.
+
+    Pure: the same arguments always give the same text.
+    """
+    environment = Environment(
+        loader=PackageLoader("titer.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["words"] = f.words
+    environment.globals.update(tone=tone, sign=lambda status: SIGNS.get(status, "–"))
+    return environment.get_template("report.html.j2").render(
+        view=view,
+        verdict=verdict,
+        f=f,
+        evidence=evidence,
+        conditions=conditions,
+        facts=facts,
+        figures=figures,
+        words=words,
+        transcripts=_transcripts(transcripts),
+        transcripts_cut=max(0, len(transcripts or ()) - MAX_TRANSCRIPTS),
+    )
+
+
+def _transcripts(rows: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, list[list[tuple[str, str]]]]] | None:
+    """(heading, items) per cell, step and reading, each item its fields as text; None if none were asked for."""
+    if rows is None:
+        return None
+    groups: dict[str, list[list[tuple[str, str]]]] = {}
+    for row in rows[:MAX_TRANSCRIPTS]:
+        keys = [k for k in ("cell", "step", "label") if k in row]
+        heading = ", ".join(f"{k} {row[k]}" for k in keys) or "transcripts"
+        groups.setdefault(heading, []).append([(str(k), _text(v)) for k, v in row.items() if k not in keys])
+    return list(groups.items())
+
+
+def _text(value: Any) -> str:
+    """Model output whole, anything else as one line."""
+    return value if isinstance(value, str) else f.plain(value)
