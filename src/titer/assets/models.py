@@ -66,7 +66,7 @@ def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedMo
             model, tokenizer, facts = _path(Path(ref.name).expanduser(), ref)
         else:
             model, tokenizer, facts = _hub(ref)
-    model = model.to(dtype).eval()
+    model.to(dtype).eval()
     facts = {**facts, **_check_tokenizer(model, tokenizer, ref)}
     total = sum(p.numel() for p in model.parameters())
     return LoadedModel(
@@ -212,9 +212,10 @@ def _pretrained(name: str, where: object, trust: bool, **options: Any) -> tuple[
     """Model (in float32) and tokenizer from a directory or a hub; every weight must be in the files."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    load: Any = AutoModelForCausalLM.from_pretrained  # its declared result leaves out the loading report
     expected = "a causal language model in transformers' layout, with its tokenizer"
     with _readable("the model cannot be loaded", where, expected, "check that transformers alone can load it"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = load(
             name,
             use_safetensors=True,
             trust_remote_code=trust,

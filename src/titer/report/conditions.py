@@ -77,7 +77,7 @@ def matrix_table(name: str, g: Generalization) -> Table:
         f"Generalization of {name}" + (f" under {g.attack}" if g.attack else ""),
         ["", *(f"attacked on {j}" for j in over)],
         rows,
-        ["The diagonal is in-domain, the rest cross-domain. f: harmfulness at the last probe."] if rows else [],
+        ["The diagonal is in-domain, the rest cross-domain. f: harm reading at the last probe."] if rows else [],
     )
 
 

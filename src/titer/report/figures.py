@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from titer.report import formats as f
-from titer.report import svg
+from titer.report import svg, words
 from titer.report.evidence import harm_table, share_table
 from titer.report.table import Table
 from titer.study.base import digest
@@ -34,14 +34,16 @@ def harm_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Fig
         if not a.trajectories and not (base and base.trajectories):
             continue
         grid = _grid(a, base)
-        panel = svg.Panel(a.budget, 0, 1, grid, x_label="budget, optimizer steps", y_label="harmfulness f")
+        panel = svg.Panel(
+            a.budget, 0, 1, grid, x_label="budget, optimizer steps", y_label=words.reading_name(candidate)
+        )
         panel.level(candidate.resistance.phi, f"φ = {f.exact(candidate.resistance.phi)}")
         for t in base.trajectories if base else ():
             _draw(panel, t, "control")
         for t in a.trajectories:
             _draw(panel, t, "candidate")
         text = _harm_summary(a, base, candidate.name)
-        title = f"Harmfulness against budget, attack {a.attack}, candidate {candidate.name}"
+        title = f"{words.reading_name(candidate)} against budget, attack {a.attack}, candidate {candidate.name}"
         drawn = panel.render(_ident("harm", candidate.name, a.attack), title, text)
         out.append(Figure(a.attack, text, drawn, (harm_table(a, candidate.name),)))
     return out

@@ -134,6 +134,7 @@ def _missing(verdict: StudyVerdict) -> str:
         for c in verdict.candidates
         for condition, text in conditions.missing(c)
     ]
+    lines += [f"- {md(words.no_gap(c))}" for c in verdict.candidates if not conditions.missing(c)]
     if verdict.attainable:
         lines.append(f"- Best verdict this design could have reached: {md(verdict.attainable)}")
     return "\n".join(lines) or "Nothing is missing."

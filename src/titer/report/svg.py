@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 320, 214
-LEFT, RIGHT, TOP, BOTTOM = 42, 12, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38
 Point = tuple[float, float | None]
 
 
@@ -74,9 +74,7 @@ class Panel:
         """A horizontal line with its name."""
         y = _n(self.y(value))
         self.parts.append(f'<path class="{css}" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        self.parts.append(
-            f'<text class="note" x="{WIDTH - RIGHT}" y="{_n(self.y(value) - 4)}" text-anchor="end">{escape(label)}</text>'
-        )
+        self.parts.append(f'<text class="note" x="{LEFT + 3}" y="{_n(self.y(value) - 4)}">{escape(label)}</text>')
 
     def render(self, ident: str, title: str, desc: str) -> Markup:
         """The finished chart with its text alternative."""
@@ -105,7 +103,7 @@ class Panel:
         )
         half = (TOP + base) / 2
         out.append(
-            f'<text class="name" transform="translate(11 {_n(half)}) rotate(-90)" text-anchor="middle">'
+            f'<text class="name" transform="translate(12 {_n(half)}) rotate(-90)" text-anchor="middle">'
             f"{escape(self.y_label)}</text>"
         )
         return out

@@ -52,6 +52,25 @@ def battery_word(candidate: CandidateVerdict) -> str:
     return "adaptive" if candidate.resistance.adaptive else "non-adaptive"
 
 
+def reading_name(candidate: CandidateVerdict) -> str:
+    """What the harm reading may be called: f and its construct, never plain harmfulness."""
+    construct = candidate.resistance.harm_construct
+    return "f" if construct == "none" else f"f ({construct})"
+
+
+def construct(candidate: CandidateVerdict) -> str:
+    """What f means, as the measure declares it."""
+    name = candidate.resistance.harm_construct
+    return "f has no declared construct" if name == "none" else f"f means {name}"
+
+
+def no_gap(candidate: CandidateVerdict) -> str:
+    """What to say when the verdict lists nothing missing, which is not the same as nothing being missing."""
+    if candidate.overall in ("holds", "fails"):
+        return f"{candidate.name}: decided ({candidate.overall}); the verdict lists no gap in this design."
+    return f"{candidate.name}: not decided ({candidate.overall}); the verdict names no particular gap. Finish the run."
+
+
 def notices(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
     """(kind, sentence): what has to be known before any number is read."""
     out = []
@@ -78,7 +97,7 @@ def scope(candidate: CandidateVerdict) -> str:
     """What the claim is about, in one line."""
     r = candidate.resistance
     return (
-        f"About this {candidate.claim_about}; {battery_word(candidate)} battery; f means {r.harm_construct}; "
+        f"About this {candidate.claim_about}; {battery_word(candidate)} battery; {construct(candidate)}; "
         f"φ = {f.exact(r.phi)}, T = {f.count(r.budget, 'step')}, α = {f.exact(r.alpha)}, δ = {f.exact(r.delta)}."
     )
 
