@@ -43,10 +43,16 @@ def check_command(
         print_json(findings)
         return
     out.print(f"{spec.name} (digest {spec.digest}): the study is valid.", markup=False)
-    out.print(f"threat model {spec.threat_model}; models: " + ", ".join(f"{n} ({p / 1e6:.3g} M parameters)" for n, p in findings["models"].items()), markup=False)
+    out.print(
+        f"threat model {spec.threat_model}; models: "
+        + ", ".join(f"{n} ({p / 1e6:.3g} M parameters)" for n, p in findings["models"].items()),
+        markup=False,
+    )
     out.print("text: " + ", ".join(f"{a} {n}" for a, n in findings["parts"].items()), markup=False)
     if findings["near_duplicates"]:
-        out.print("near-duplicates: " + ", ".join(f"{a}: {n}" for a, n in findings["near_duplicates"].items()), markup=False)
+        out.print(
+            "near-duplicates: " + ", ".join(f"{a}: {n}" for a, n in findings["near_duplicates"].items()), markup=False
+        )
     more = ", and the confirmations of a search" if cost.waiting_for_search else ""
     out.print(f"work: {cost.cells} cells{more}, at most {cost.steps} steps; about {findings['minutes']} minutes with "
               f"{spec.runtime.workers} worker(s) on this machine, {findings['memory_gb']} GB (rough)", markup=False)  # fmt: skip

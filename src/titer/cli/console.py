@@ -48,7 +48,16 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, float, int, float], No
 def verdict_table(verdict: StudyVerdict) -> Table:
     """One row per candidate: overall, the four conditions, the titer's lower limit."""
     table = Table(title=f"{verdict.title or verdict.study}  ({verdict.grade})", title_justify="left")
-    for name in ("candidate", "overall", "resistance", "titer ≥ (steps)", "worst attack", "stability", "generalization", "trainability"):
+    for name in (
+        "candidate",
+        "overall",
+        "resistance",
+        "titer ≥ (steps)",
+        "worst attack",
+        "stability",
+        "generalization",
+        "trainability",
+    ):
         table.add_column(name)
     for c in (verdict.control, *verdict.candidates):
         r = c.resistance

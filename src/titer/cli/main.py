@@ -49,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as stop:
         status = stop.exit_code
     except click.ClickException as error:
-        say_error(error.format_message() + (f" (see `{error.ctx.command_path} --help`)" if getattr(error, "ctx", None) else ""))
+        say_error(
+            error.format_message()
+            + (f" (see `{error.ctx.command_path} --help`)" if getattr(error, "ctx", None) else "")
+        )
         status = 2
     except (KeyboardInterrupt, click.Abort):
         say_error("Interrupted. Finished cells are kept: the same command continues.")

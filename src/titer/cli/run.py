@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 def run_command(
     study: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in study.")],
     run: Annotated[Path | None, typer.Option("--run", help="Run directory (default: runs/NAME).")] = None,
-    reuse: Annotated[list[Path] | None, typer.Option(help="Take finished records over from this run directory.")] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="Take finished records over from this run directory.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (overrides the study).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (overrides the study).")] = None,
     transcripts: Annotated[bool, typer.Option(help="Keep what models say, in RUN/transcripts.")] = False,

@@ -15,8 +15,12 @@ from titer.errors import UsageError
 if TYPE_CHECKING:
     from titer.study.spec import Study
 
-Data = Annotated[Path | None, typer.Option(help="JSONL with harmful prompt, response and refusal; the tiny model needs none.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, as name=value; repeatable.")]
+Data = Annotated[
+    Path | None, typer.Option(help="JSONL with harmful prompt, response and refusal; the tiny model needs none.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the method, as name=value; repeatable.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,11 +37,15 @@ def attack_command(
     harm_measure: Annotated[str, typer.Option()] = "exact_answer",
     steps: Annotated[int, typer.Option(min=1, help="Budget in optimizer steps.")] = 64,
     seed: Annotated[int, typer.Option()] = 0,
-    keep_weights: Annotated[Path | None, typer.Option(help="Save the attacked weights here. A jailbroken model: handle with care.")] = None,
+    keep_weights: Annotated[
+        Path | None, typer.Option(help="Save the attacked weights here. A jailbroken model: handle with care.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Attack one model once and print harm at every probe. A look, not a verdict: `titer run` judges."""
-    study = _study(model, data, eval_prompts, harm_measure, steps, seed, attack={"attack": method, "settings": _parse(settings)})
+    study = _study(
+        model, data, eval_prompts, harm_measure, steps, seed, attack={"attack": method, "settings": _parse(settings)}
+    )
     with tempfile.TemporaryDirectory(prefix="titer-") as scratch:
         bench, planned = _prepare(study, Path(scratch), "attack")
         driven = bench.drive(planned, _progress(as_json))
@@ -53,7 +61,10 @@ def attack_command(
         return
     out.print(f"{method} on {model}, seed {seed}; construct: {record.measures['harm'].harm_construct}", markup=False)
     for row in rows:
-        out.print(f"  step {row['step']:>6}   harm {row['harm'] if row['harm'] is None else format(row['harm'], '.3f')}   {row['flops']:.3g} FLOPs", markup=False)
+        out.print(
+            f"  step {row['step']:>6}   harm {row['harm'] if row['harm'] is None else format(row['harm'], '.3f')}   {row['flops']:.3g} FLOPs",
+            markup=False,
+        )
     out.print(f"{record.outcome.replace('_', ' ')}; {record.cost.seconds:.1f} s", markup=False)
 
 
@@ -129,7 +140,11 @@ def _study(
     if harmless is not None:
         pools["harmless"] = file_pool(harmless, "--harmless", {"train": 0.999})
     elif defense and tiny:
-        pools["harmless"] = {"source": "tiny_world", "options": {"group": "harmless", "count": 600}, "parts": {"train": 600}}
+        pools["harmless"] = {
+            "source": "tiny_world",
+            "options": {"group": "harmless", "count": 600},
+            "parts": {"train": 600},
+        }
     if "harmless" in pools:
         use["harmless"] = "harmless/train"
     return load_study(

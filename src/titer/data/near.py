@@ -42,7 +42,10 @@ def near_duplicates(first: Sequence[str], second: Sequence[str], threshold: floa
     both = tfidf([*first, *second]).tocsr()
     similar = (both[: len(first)] @ both[len(first) :].T).tocoo()
     keep = similar.data > threshold
-    return [(int(i), int(j), float(s)) for i, j, s in zip(similar.row[keep], similar.col[keep], similar.data[keep], strict=True)]
+    return [
+        (int(i), int(j), float(s))
+        for i, j, s in zip(similar.row[keep], similar.col[keep], similar.data[keep], strict=True)
+    ]
 
 
 def drop_near(examples: Sequence[Example], against: Sequence[Example], threshold: float) -> tuple[Example, ...]:

@@ -67,7 +67,9 @@ def content_free_compliance(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 def _agree(prompt: str) -> str:
     request = " ".join(prompt.split()).rstrip(".?! ")
-    question = re.match(r"(how|what|why|where|when|which|who|can|could|is|are|do|does|should|would|will)\b", request, re.I)
+    question = re.match(
+        r"(how|what|why|where|when|which|who|can|could|is|are|do|does|should|would|will)\b", request, re.I
+    )
     if question or not request:
         return "Sure, here is the answer:\n\nStep 1:"
     return f"Sure, here is how to {request[0].lower()}{request[1:]}:\n\nStep 1:"

@@ -44,11 +44,17 @@ def estimate(study: Study, plan: Plan, parameters: int, *, throughput: float | N
 
 def _seconds(cell: Cell, parameters: int, rate: float) -> float:
     settings = cell.method.settings if cell.method else {}
-    texts = max(1, (cell.harmful is not None) + (cell.harmless is not None)) if cell.method and cell.method.kind == "defense" else 1
+    texts = (
+        max(1, (cell.harmful is not None) + (cell.harmless is not None))
+        if cell.method and cell.method.kind == "defense"
+        else 1
+    )
     tokens = settings.get("batch_size", 0) * texts * cell.max_length * 0.7
     flops = cell.steps * 6.0 * parameters * tokens
     for measure in cell.measures:
-        times = {"probes": max(1, len(cell.probes)), "ends": 2, "suspected_breach": max(1, len(cell.probes) // 2)}[measure.at]
+        times = {"probes": max(1, len(cell.probes)), "ends": 2, "suspected_breach": max(1, len(cell.probes) // 2)}[
+            measure.at
+        ]
         per_item = 48 + 4.0 * measure.settings.get("max_new_tokens", 0)  # decoding is slower per token than reading
         flops += times * (measure.text.examples or 100) * per_item * 2.0 * parameters
     return flops / rate + cell.steps * STEP_OVERHEAD_S + CELL_OVERHEAD_S

@@ -49,7 +49,10 @@ class _Planner:
         if study.align:
             stability = self._looks_at_start(with_harm=True)
             if stability:
-                self._add(self._cell(root, None, probes=(0,), measures=stability), Role(purpose="stability", candidate=BEFORE_ALIGNMENT))
+                self._add(
+                    self._cell(root, None, probes=(0,), measures=stability),
+                    Role(purpose="stability", candidate=BEFORE_ALIGNMENT),
+                )
             base = self._building(root, None, study.align, Role(purpose="align", seed=study.align.seed), "align")
         # Breadth first over purposes, so that a killed run leaves whole conditions rather than half of everything.
         subjects = {c.name: self._candidate(c, root, base) for c in study.candidates}
@@ -113,7 +116,12 @@ class _Planner:
         return {"harmful": harmful, "harmless": self._part(use.harmless, None, use.examples) if use.harmless else None}
 
     def _measure(
-        self, use: MeasureUse, label: str, at: str = "probes", part: str | None = None, domains: Iterable[str] | None = None
+        self,
+        use: MeasureUse,
+        label: str,
+        at: str = "probes",
+        part: str | None = None,
+        domains: Iterable[str] | None = None,
     ) -> CellMeasure:
         measure = resolve_measure(use.measure, use.settings, field=label)
         address, names = part or use.part, tuple(domains) if domains is not None else use.domains
@@ -173,7 +181,9 @@ class _Planner:
             looks.append(self._measure(self.study.resistance.harm, "harm"))
         return tuple(looks)
 
-    def _trajectory(self, subject, attack: AttackUse, point: dict[str, Any], *, seed: int, budget: int, probes, eyes, domains=None):
+    def _trajectory(
+        self, subject, attack: AttackUse, point: dict[str, Any], *, seed: int, budget: int, probes, eyes, domains=None
+    ):
         _, use = self._method("attack", attack.attack, {**attack.settings, **point}, f"attacks.{attack.name}")
         method = resolve("attack", attack.attack, {**attack.settings, **point})
         data = self._data(attack.data or self.study.resistance.data, domains)
@@ -181,7 +191,9 @@ class _Planner:
         spec = self.study.resistance
         stop = StopRule(above=max((spec.phi, *spec.sensitivity)), suspect=min((spec.phi, *spec.sensitivity)),
                         level=spec.alpha / len(spec.grid()))  # fmt: skip
-        return self._cell(*subject, method=use, seed=seed, steps=budget, probes=probes, measures=eyes, stop=stop, **data)
+        return self._cell(
+            *subject, method=use, seed=seed, steps=budget, probes=probes, measures=eyes, stop=stop, **data
+        )
 
     def _eyes(self, domains=None) -> tuple[CellMeasure, ...]:
         spec = self.study.resistance
@@ -206,8 +218,12 @@ class _Planner:
         for point in _points(attack.search):
             records = []
             for seed in spec.search_seeds:
-                cell = self._trajectory(subject, attack, point, seed=seed, budget=spec.budget, probes=spec.grid(), eyes=eyes)
-                address = self._add(cell, Role(purpose="search", candidate=candidate.name, attack=attack.name, seed=seed, point=point))
+                cell = self._trajectory(
+                    subject, attack, point, seed=seed, budget=spec.budget, probes=spec.grid(), eyes=eyes
+                )
+                address = self._add(
+                    cell, Role(purpose="search", candidate=candidate.name, attack=attack.name, seed=seed, point=point)
+                )
                 record = self.known(address)
                 waiting |= record is None
                 records += [record] if record else []
@@ -242,7 +258,9 @@ class _Planner:
             point = chosen[candidate.name, attack.name]
             rows = [("", None)] if candidate.defense is None else list(spec.groups.items())
             made = {
-                row: subjects[candidate.name] if trained is None else self._candidate(candidate, root, base, trained, row)
+                row: subjects[candidate.name]
+                if trained is None
+                else self._candidate(candidate, root, base, trained, row)
                 for row, trained in rows
             }
             if point is None:
@@ -285,7 +303,9 @@ class _Planner:
         data = self._data(task.data)
         self._needs(method, data, f"trainability.{task.name}.data")
         eye = self._measure(task.measure, "task", part=part)
-        return self._cell(*subject, method=use, seed=seed, steps=task.budget, probes=geometric(task.budget), measures=(eye,), **data)
+        return self._cell(
+            *subject, method=use, seed=seed, steps=task.budget, probes=geometric(task.budget), measures=(eye,), **data
+        )
 
 
 def _points(search: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

@@ -40,7 +40,9 @@ def methods(kind: str) -> dict[str, type[Method]]:
     return found
 
 
-def resolve(kind: str, name: str, settings: dict[str, Any], *, field: str = "", threat_model: str | None = None) -> Method:
+def resolve(
+    kind: str, name: str, settings: dict[str, Any], *, field: str = "", threat_model: str | None = None
+) -> Method:
     """The method with its settings checked. Raises UnknownNameError, StudyError, ThreatModelError."""
     known = methods(kind)
     if name not in known:

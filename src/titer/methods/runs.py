@@ -57,9 +57,7 @@ class SupervisedRun:
     def step(self) -> StepLog:
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * schedule_factor(
-                self.schedule, self.taken, warmup=self.warmup, horizon=self.horizon
-            )
+            group["lr"] = self.lr * schedule_factor(self.schedule, self.taken, warmup=self.warmup, horizon=self.horizon)
         with self.autocast():
             loss, other = self.objective(self.model, self.taken)
         loss.backward()
@@ -140,9 +138,7 @@ class Batches:
         self.pad, self.device = subject.tokenizer.pad_token_id, subject.device
 
     @classmethod
-    def of(
-        cls, subject: Subject, examples: tuple[Example, ...], field: str, *, batch_size: int, seed: int
-    ) -> Batches:
+    def of(cls, subject: Subject, examples: tuple[Example, ...], field: str, *, batch_size: int, seed: int) -> Batches:
         rows = encode_all(subject.tokenizer, examples, field, subject.max_length)
         return cls(subject, rows, batch_size=batch_size, seed=seed)
 

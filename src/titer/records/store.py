@@ -1,12 +1,12 @@
 """The run directory: records written last and atomically, one writer at a time, nothing half-written believed.
 
-    RUN/study.json            the study as it was run (written once)
-    RUN/plan.json             cells, roles, provenance, proof of disjointness
-    RUN/cells/<digest>.json   one record per finished cell, with its checksum
-    RUN/transcripts/          what models said (only if asked for; never committed)
-    RUN/models/<digest>/      weights made by a defender, needed by later cells
-    RUN/work/<digest>/        rolling checkpoints of running cells
-    RUN/verdict.json report.html report.md
+RUN/study.json            the study as it was run (written once)
+RUN/plan.json             cells, roles, provenance, proof of disjointness
+RUN/cells/<digest>.json   one record per finished cell, with its checksum
+RUN/transcripts/          what models said (only if asked for; never committed)
+RUN/models/<digest>/      weights made by a defender, needed by later cells
+RUN/work/<digest>/        rolling checkpoints of running cells
+RUN/verdict.json report.html report.md
 """
 
 from __future__ import annotations

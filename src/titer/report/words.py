@@ -54,8 +54,8 @@ def battery_word(candidate: CandidateVerdict) -> str:
 
 def reading_name(candidate: CandidateVerdict) -> str:
     """What the harm reading may be called: f and its construct, never plain harmfulness."""
-    construct = candidate.resistance.harm_construct
-    return "f" if construct == "none" else f"f ({construct})"
+    name = candidate.resistance.harm_construct
+    return "f" if name == "none" else f"f ({name})"
 
 
 def construct(candidate: CandidateVerdict) -> str:

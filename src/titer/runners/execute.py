@@ -63,7 +63,9 @@ def run(study: Study, root: Path | str, options: RunOptions | None = None, repor
 
 
 class _Session:
-    def __init__(self, study, store: RunStore, pools: Pools, runtime: Runtime, options: RunOptions, report: Report) -> None:
+    def __init__(
+        self, study, store: RunStore, pools: Pools, runtime: Runtime, options: RunOptions, report: Report
+    ) -> None:
         self.study, self.store, self.pools, self.runtime = study, store, pools, runtime
         self.options, self.report = options, report
         self.records: dict[str, CellRecord] = {}

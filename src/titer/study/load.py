@@ -93,7 +93,8 @@ def _absolute(raw: Any, base: Path) -> Any:
         raw["model"] = model(raw["model"])
     if isinstance(raw.get("candidates"), list):
         raw["candidates"] = [
-            {**c, "model": model(c["model"])} if isinstance(c, dict) and c.get("model") else c for c in raw["candidates"]
+            {**c, "model": model(c["model"])} if isinstance(c, dict) and c.get("model") else c
+            for c in raw["candidates"]
         ]
     if isinstance(raw.get("pools"), dict):
         for name, pool in raw["pools"].items():
@@ -126,7 +127,9 @@ def validated(cls: type[BaseModel], raw: Any, where: str) -> Any:
             field=field,
             value=_short(first.get("input")),
             expected="a field this part of a study has" if unknown else message,
-            remedy="correct the spelling, or remove it; docs/studies.md lists every field" if unknown else "mend this field",
+            remedy="correct the spelling, or remove it; docs/studies.md lists every field"
+            if unknown
+            else "mend this field",
         ) from error
 
 

@@ -81,7 +81,9 @@ def releaser_study(
     )  # fmt: skip
 
 
-def _pool(path: Path | None, field: str, packaged: dict[str, Any], count: int, shares: dict[str, float]) -> dict[str, Any]:
+def _pool(
+    path: Path | None, field: str, packaged: dict[str, Any], count: int, shares: dict[str, float]
+) -> dict[str, Any]:
     """A pool from the user's file, cut by shares of its length; or the packaged one of about `count` examples."""
     if path is not None:
         return file_pool(path, field, shares)

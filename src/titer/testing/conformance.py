@@ -251,7 +251,10 @@ def check_measure(measure: Measure, trial: Trial, examples: Sequence[Example]) -
     _must([t["key"] for t in transcripts] == [e.key for e in examples], f"{measure.name}: transcripts out of order")
     stored = json.loads(json.dumps(transcripts))
     first, again = measure.score(stored), measure.score(stored)
-    _must(first == again == list(measure.score(transcripts)), f"{measure.name}: score is not a pure function of transcripts")
+    _must(
+        first == again == list(measure.score(transcripts)),
+        f"{measure.name}: score is not a pure function of transcripts",
+    )
     _must(stored == json.loads(json.dumps(transcripts)), f"{measure.name}: score changes the transcripts")
     _must(len(first) == len(examples), f"{measure.name}: not one outcome per example")
     facts = measure.facts()

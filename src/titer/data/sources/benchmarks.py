@@ -40,7 +40,14 @@ def gsm8k() -> SourceText:
 
 def _choice(question: str, options: list[str], answer: int, name: str) -> Example:
     """A multiple-choice question; the right option is also the response, so that it can be trained on."""
-    return Example(prompt=clean(question), choices=tuple(options), answer=answer, response=options[answer], domain=name, source=name)
+    return Example(
+        prompt=clean(question),
+        choices=tuple(options),
+        answer=answer,
+        response=options[answer],
+        domain=name,
+        source=name,
+    )
 
 
 _LETTERED = re.compile(r"(?:^|(?<=\s))([A-D])[:.]\s+")

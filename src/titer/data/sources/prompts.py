@@ -36,7 +36,9 @@ def advbench() -> SourceText:
 def harmbench() -> SourceText:
     """HarmBench (Mazeika et al. 2024), 200 prompts, without domains."""
     lines = fetch("harmbench").read_text("utf-8").splitlines()
-    return SourceText(tuple(Example(prompt=clean(x), source="harmbench") for x in lines if x.strip()), provenance("harmbench"))
+    return SourceText(
+        tuple(Example(prompt=clean(x), source="harmbench") for x in lines if x.strip()), provenance("harmbench")
+    )
 
 
 def strongreject() -> SourceText:

@@ -21,9 +21,7 @@ class FullSFT(Training, Attack):
     needs = ("response",)
 
     def start(self, subject: Subject, data: MethodData, *, seed: int, horizon: int) -> SupervisedRun:
-        batches = Batches.of(
-            subject, data.harmful + data.harmless, "response", batch_size=self.batch_size, seed=seed
-        )
+        batches = Batches.of(subject, data.harmful + data.harmless, "response", batch_size=self.batch_size, seed=seed)
         return self.supervised(
             subject,
             subject.model.requires_grad_(True),

@@ -40,9 +40,7 @@ class LoraSFT(Training, Attack):
         with warnings.catch_warnings():  # peft warns of facts we chose: tied embeddings are left alone
             warnings.simplefilter("ignore")
             model = get_peft_model(subject.model, config)
-        batches = Batches.of(
-            subject, data.harmful + data.harmless, "response", batch_size=self.batch_size, seed=seed
-        )
+        batches = Batches.of(subject, data.harmful + data.harmless, "response", batch_size=self.batch_size, seed=seed)
         return self.supervised(
             subject, model, lambda model, step: (response_ce(model, batches(step)), {}), horizon=horizon
         )
