@@ -71,9 +71,10 @@ def test_objective_equals_the_formula(new_subject, data, form, step):
     subject = new_subject()
     refusal, ascent, harmless = by_hand(method, subject, data, step)
     loss, other = start(method, subject, data).objective(subject.model, step)
-    assert loss.item() == pytest.approx(refusal - 0.3 * ascent + 0.7 * harmless, rel=1e-5)
-    assert other["ce_refusal"] == pytest.approx(refusal, rel=1e-5)
-    assert other["ce_harmless"] == pytest.approx(harmless, rel=1e-5)
+    # abs: a cross-entropy of 0.01 comes from float32 logits near 10, whose rounding alone is about 1e-6
+    assert loss.item() == pytest.approx(refusal - 0.3 * ascent + 0.7 * harmless, rel=1e-5, abs=1e-6)
+    assert other["ce_refusal"] == pytest.approx(refusal, rel=1e-5, abs=1e-6)
+    assert other["ce_harmless"] == pytest.approx(harmless, rel=1e-5, abs=1e-6)
 
 
 def test_the_cap_is_reached_in_the_data_above(new_subject, data):
@@ -89,7 +90,7 @@ def test_without_ascent_only_the_refusal_is_learned(new_subject, data):
     subject = new_subject()
     method = AdversarialLoss(batch_size=BATCH, alpha=0.0)
     loss, other = start(method, subject, data).objective(subject.model, 0)
-    assert loss.item() == other["ce_refusal"] == pytest.approx(by_hand(method, subject, data, 0)[0], rel=1e-5)
+    assert loss.item() == other["ce_refusal"] == pytest.approx(by_hand(method, subject, data, 0)[0], rel=1e-5, abs=1e-6)
 
 
 def test_identical_answers_teach_nothing(new_subject, data):

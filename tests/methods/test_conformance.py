@@ -189,9 +189,17 @@ def test_unknown_names_and_settings():
 
 @pytest.mark.parametrize("stage", ["during", "after"])
 def test_a_service_defense_is_refused_with_open_weights(monkeypatch, stage):
-    service = type("Service", (Defense,), {"name": "service", "stage": stage, "reference": "none", "start": None,
-                                           "__module__": __name__, "__doc__": "x"})  # fmt: skip
-    service.__abstractmethods__ = frozenset()
+    class Service(Defense):
+        """A defense that needs control over the attacker's fine-tuning."""
+
+        name = "service"
+        reference = "none"
+
+        def start(self, subject, data, *, seed, horizon):
+            raise AssertionError("must be refused before it starts")
+
+    Service.stage = stage
+    service = Service
     monkeypatch.setattr(registry, "methods", lambda kind: {"service": service})
     with pytest.raises(ThreatModelError, match=stage):
         resolve("defense", "service", {}, threat_model="open_weights")
