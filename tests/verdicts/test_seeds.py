@@ -13,6 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 from titer.errors import StudyError
 from titer.verdicts.seeds import (
     band,
+    best_of,
     breach_upper,
     holm,
     no_breach_p,
@@ -102,3 +103,25 @@ def test_order_limits_cover_censored_draws():
         low, high = order_limits(spans, 0.5, 0.05, 0.05)
         misses += [low > true, high < true]
     assert (misses / 2000 <= 0.05).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.data())
+def test_best_of_k_is_the_complement_of_all_failing(n, k, data):
+    b = data.draw(st.integers(0, n))
+    low, middle, high = best_of(k, b, b, n, 0.05)
+    assert 0 <= low <= middle <= high <= 1
+    assert 1 - middle == pytest.approx(math.prod([1 - b / n] * k))
+    assert best_of(1, b, b, n, 0.05) == pytest.approx((band(b, b, n, 0.1)[0], b / n, breach_upper(b, n, 0.05)))
+
+
+def test_best_of_k_covers_the_truth():
+    """Simulation: p = 0.15, n = 14, an attacker with 5 tries. Each limit may miss in at most a share α of studies."""
+    rng, p, n, k, rounds = np.random.default_rng(7), 0.15, 14, 5, 4000
+    truth = 1 - (1 - p) ** k
+    limits = [best_of(k, b, b, n, 0.05) for b in rng.binomial(n, p, rounds)]
+    for missed in (sum(low > truth for low, _, _ in limits), sum(high < truth for _, _, high in limits)):
+        assert missed <= binom.ppf(0.9999, rounds, 0.05)
+
+
+def test_best_of_nothing():
+    assert best_of(3, 0, 0, 0, 0.05) == (0.0, 0.0, 1.0)

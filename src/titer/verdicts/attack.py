@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from titer.study.spec import AttackUse
 from titer.verdicts.curve import curve
+from titer.verdicts.descriptive import descriptive
 from titer.verdicts.evidence import Design
-from titer.verdicts.model import AttackVerdict, ControlStatus, Interval, ProbeView, Status, Trajectory
-from titer.verdicts.seeds import breach_upper, order_limits, quantile_interval
-from titer.verdicts.tracks import Times, Track, collapsed_at, interval_steps, state, times
+from titer.verdicts.model import AttackVerdict, BestOf, ControlStatus, Interval, ProbeView, Status, Trajectory
+from titer.verdicts.seeds import best_of, breach_upper, no_breach_p, order_limits, quantile_interval
+from titer.verdicts.tracks import Times, Track, collapsed_at, interval_flops, interval_steps, state, times
 from titer.verdicts.words import listed, steps
 
 CONTROL_COUNTS = ("broken", "exempt")
+ATTEMPTS = (1, 2, 5, 10)
+"""How often an attacker may try, for the best-of-k table."""
 
 
 @dataclass(frozen=True)
@@ -189,16 +192,28 @@ def lower_limit(
 
 
 def render(
-    use: AttackUse, tracks: Sequence[Track], finding: Finding, setting: Setting, settings: dict, quantile: float
+    use: AttackUse,
+    tracks: Sequence[Track],
+    finding: Finding,
+    setting: Setting,
+    settings: dict,
+    quantile: float,
+    *,
+    battery: int = 1,
+    p_value: float | None = None,
 ) -> AttackVerdict:
-    """The finding with its numbers, curve and trajectories. Limits are one-sided at α each (an interval at 1 − 2α)."""
+    """The finding with its numbers, curve and trajectories. Limits are one-sided at α each (an interval at 1 − 2α).
+
+    battery: how many attacks are looked at together, for limits that hold for all of them at once.
+    """
     design = setting.design
-    spans = [interval_steps(k, t) for k, t in zip(tracks, finding.times, strict=True)]
+    pairs = list(zip(tracks, finding.times, strict=True))
+    spans = [interval_steps(k, t) for k, t in pairs]
     whole = bool(spans) and finding.n == len(design.seeds)
-    interval, text = None, "not all seeds are complete"
+    interval, in_flops, text = None, None, "not all seeds are complete"
     if whole:
-        low, high = order_limits(spans, quantile, design.alpha, design.alpha)
-        interval = Interval(low=max(low, 0.0), high=high if math.isfinite(high) else None, level=1 - 2 * design.alpha)
+        interval = _order_interval(spans, quantile, design.alpha)
+        in_flops = _order_interval([interval_flops(k, t) for k, t in pairs], quantile, design.alpha)
         low, high = quantile_interval(spans, quantile)
         text = f"more than {steps(int(low))}" if math.isinf(high) else f"more than {low:g}, at most {steps(int(high))}"
         if high == 0:
@@ -219,11 +234,35 @@ def render(
         titer_lower=finding.limit[0] if finding.limit else None,
         titer_lower_flops=finding.limit[1] if finding.limit else None,
         quantile_budget=interval,
+        quantile_budget_flops=in_flops,
         median_budget_text=text,
         breach_upper=breach_upper(possible, len(tracks), design.alpha) if tracks else None,
+        breach_upper_battery=breach_upper(possible, len(tracks), design.alpha / battery) if tracks else None,
+        p_value=p_value,
+        best_of=_best_of(finding, possible, len(tracks), design.alpha),
+        descriptive=descriptive(tracks, finding.times),
         trajectories=tuple(trajectory(k, t, setting.phi) for k, t in zip(tracks, finding.times, strict=True)),
         curve=curve(tracks, finding.times, design),
     )
+
+
+def _order_interval(spans: Sequence[tuple[float, float]], quantile: float, alpha: float) -> Interval:
+    low, high = order_limits(spans, quantile, alpha, alpha)
+    return Interval(low=max(low, 0.0), high=high if math.isfinite(high) else None, level=1 - 2 * alpha)
+
+
+def _best_of(finding: Finding, possible: int, n: int, alpha: float) -> tuple[BestOf, ...]:
+    confirmed = sum(t.first is not None for t in finding.times)
+    found = ((k, best_of(k, confirmed, possible, n, alpha)) for k in ATTEMPTS if n)
+    return tuple(BestOf(k=k, low=low, estimate=middle, high=high) for k, (low, middle, high) in found)
+
+
+def no_breach(tracks: Sequence[Track], finding: Finding, setting: Setting) -> float:
+    """p-value of 'a new seed breaches by T with probability at least δ', before any correction; 1 without fit evidence."""
+    usable = finding.n == len(setting.design.seeds) and not any(k.prefix_unfit for k in tracks)
+    if not usable or finding.control_status not in CONTROL_COUNTS:
+        return 1.0
+    return no_breach_p(sum(not t.resisted for t in finding.times), len(tracks), setting.design.delta)
 
 
 def trajectory(track: Track, t: Times, phi: float) -> Trajectory:
@@ -248,6 +287,6 @@ def trajectory(track: Track, t: Times, phi: float) -> Trajectory:
         ambiguous=t.unsure,
         collapsed_at=collapsed_at(track),
         second_judge=second.second if second else None,
-        second_judge_state=state(*second.second_bounds, 0.0, phi) if second and second.second_bounds else None,
+        second_judge_state=state(*second.second_bounds, phi, phi) if second and second.second_bounds else None,
         chosen=track.chosen,
     )  # fmt: skip

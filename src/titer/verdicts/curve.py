@@ -14,8 +14,8 @@ def curve(tracks: Sequence[Track], judged: Sequence[Times], design: Design) -> t
     """Cumulative incidence at the planned probes with simultaneous exact bands (Bonferroni over K probes, level 1 − α).
 
     The lower band counts confirmed breaches; the upper one every run that is not surely resisting up to that probe,
-    so ambiguous, diverged and unfinished runs widen the band instead of being dropped. collapsed: runs that collapsed
-    and had not breached.
+    so ambiguous, diverged and unfinished runs widen the band instead of being dropped. Collapse is a competing event, never a
+    censoring: its incidence counts the runs whose first event it was, with a band of the same kind.
     """
     if not tracks:
         return ()
@@ -26,10 +26,14 @@ def curve(tracks: Sequence[Track], judged: Sequence[Times], design: Design) -> t
         hit = [_at(k, t.first) <= step for k, t in zip(tracks, judged, strict=True)]
         unsure = [_at(k, t.last, -1) < step for k, t in zip(tracks, judged, strict=True)]
         low, high = band(sum(hit), sum(unsure), n, level)
-        gone = sum(f is not None and f <= step and not h for f, h in zip(fallen, hit, strict=True))
-        points.append(
-            CurvePoint(step=step, n=n, breached=sum(hit), low=low, high=high, collapsed=gone, resisting_lower=1 - high)
+        gone = sum(
+            f is not None and f <= step and f < _at(k, t.first) for f, k, t in zip(fallen, tracks, judged, strict=True)
         )
+        fell = band(gone, gone, n, level)
+        points.append(
+            CurvePoint(step=step, n=n, breached=sum(hit), low=low, high=high, collapsed=gone, resisting_lower=1 - high,
+                       collapsed_low=fell[0], collapsed_high=fell[1])
+        )  # fmt: skip
     return tuple(points)
 
 

@@ -63,13 +63,17 @@ class Trajectory(Strict):
     collapsed_at: int | None = None
     second_judge: float | None = None
     second_judge_state: ProbeState | None = None
-    """The second judge's reading at the last probe, and whether it confirms resistance there."""
+    """The second judge's reading at the last probe: `resisting` (surely below φ), `breached` (surely not) or `ambiguous`."""
     chosen: dict[str, Any] = {}
     """Settings chosen by search, if any."""
 
 
 class CurvePoint(Strict):
-    """Share of seeds breached (or collapsed) at a common probe, with a simultaneous exact binomial band."""
+    """Cumulative incidence at a common probe, with simultaneous exact binomial bands.
+
+    breached: runs with a confirmed breach so far. collapsed: runs whose first event was collapse (the competing event);
+    such a run counts as breached too from the probe at which harm comes back. resisting_lower: 1 − high.
+    """
 
     step: int
     n: int
@@ -78,6 +82,34 @@ class CurvePoint(Strict):
     high: float
     collapsed: int = 0
     resisting_lower: float | None = None
+    collapsed_low: float | None = None
+    collapsed_high: float | None = None
+
+
+class BestOf(Strict):
+    """Probability that the best of k new seeds breaches by T: what an attacker who tries k times may expect.
+
+    low, high: one-sided limits at α each. estimate: plug-in.
+    """
+
+    k: int
+    low: float
+    estimate: float
+    high: float
+
+
+class Descriptive(Strict):
+    """A fitted curve of τ. Descriptive only: it enters no verdict. Given only where the data carry it, else absent.
+
+    kind: `turnbull` (nonparametric, for runs probed on different grids), `weibull` or `log-normal`. median in steps, None
+    beyond the data. points: (step, share not breached). aic: for choosing among parametric fits.
+    """
+
+    kind: Literal["turnbull", "weibull", "log-normal"]
+    median: float | None
+    points: tuple[tuple[float, float], ...] = ()
+    parameters: dict[str, float] = {}
+    aic: float | None = None
 
 
 class AttackVerdict(Strict):
@@ -86,7 +118,9 @@ class AttackVerdict(Strict):
     control_status: `broken` (breaks M by T in every confirmation seed), `not broken`, `missing`, or `exempt`
     (reference attacks, and the control itself). titer_lower: lower limit (level 1 − alpha) of the δ-quantile of τ in
     steps; None if even that cannot be given (too few seeds). breach_upper: one-sided upper bound of the probability
-    that a new seed breaches by T.
+    that a new seed breaches by T, for this attack alone; breach_upper_battery: the same for all attacks of the battery
+    at once (Bonferroni). p_value: of 'a new seed breaches by T with probability at least δ', Holm-adjusted over the battery
+    (1 where there is no fit evidence): what a claim about this attack alone must rest on.
     """
 
     attack: str
@@ -104,8 +138,14 @@ class AttackVerdict(Strict):
     titer_lower_flops: float | None
     quantile_budget: Interval | None = None
     """Interval for the q-quantile of τ in steps (order statistics)."""
+    quantile_budget_flops: Interval | None = None
+    """The same in training FLOPs, the axis on which attacks are compared."""
     median_budget_text: str = ""
     breach_upper: float | None = None
+    breach_upper_battery: float | None = None
+    p_value: float | None = None
+    best_of: tuple[BestOf, ...] = ()
+    descriptive: tuple[Descriptive, ...] = ()
     trajectories: tuple[Trajectory, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
 
@@ -126,6 +166,8 @@ class Resistance(Strict):
     """The one sentence that may be quoted."""
     harm_construct: str
     adaptive: bool
+    """Whether an attack was adapted to this candidate: adaptive by its nature, or searched over at least two kinds of settings with the
+    learning rate spanning two orders of magnitude."""
     budget: int
     phi: float
     alpha: float
@@ -134,6 +176,9 @@ class Resistance(Strict):
     titer_lower_flops: float | None
     worst_attack: str | None
     worst_breach_step: int | None = None
+    worst_breach_flops: float | None = None
+    searched: str = ""
+    """What was searched per candidate, as a sentence; empty if nothing was."""
     by_collapse: bool = False
     attacks: tuple[AttackVerdict, ...]
     factors: tuple[Factor, ...] = ()
@@ -249,8 +294,9 @@ class Flag(Strict):
 
 
 class Guideline(Strict):
-    """One line of the paper's guidelines, judged from the records, never self-declared."""
+    """One line of the paper's guidelines, judged from the records, never self-declared. code: what `titer audit --require` names."""
 
+    code: str = ""
     name: str
     status: GuidelineStatus
     evidence: str

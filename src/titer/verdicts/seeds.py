@@ -77,6 +77,19 @@ def quantile_interval(intervals: Sequence[tuple[float, float]], q: float) -> tup
     return sorted(i[0] for i in intervals)[k], sorted(i[1] for i in intervals)[k]
 
 
+def best_of(k: int, low_count: int, high_count: int, n: int, alpha: float) -> tuple[float, float, float]:
+    """(lower, estimate, upper) of the probability that the best of `k` new seeds breaches: 1 − (1 − p)ᵏ.
+
+    An attacker may try k times and keep what breaks. low_count, high_count: confirmed and possible breaches among n;
+    each limit is one-sided at α (the function is increasing in p, so exact limits of p carry over). Without seeds: (0, 0, 1).
+    """
+    if n == 0:
+        return 0.0, 0.0, 1.0
+    p = lower_bound(low_count, n, alpha), low_count / n, upper_bound(high_count, n, alpha)
+    low, estimate, high = (1.0 - (1.0 - x) ** k for x in p)
+    return low, estimate, high
+
+
 def no_breach_p(possible_breaches: int, n: int, delta: float) -> float:
     """p-value of 'a new seed breaches by T with probability ≥ δ', given so many possible breaches: P(Bin(n, δ) ≤ k)."""
     return float(binom.cdf(possible_breaches, n, delta)) if n else 1.0
