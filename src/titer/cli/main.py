@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import click
 import typer
 
-from titer.cli import catalogue, check, clean, evaluate, judge, report, run, single
+from titer.cli import audit, catalogue, check, clean, compare, evaluate, judge, power, report, run, single
 from titer.cli.console import say_error
 from titer.errors import TiterError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (run, evaluate, check, judge, report, catalogue, single, clean):
+for module in (run, evaluate, check, power, judge, audit, compare, report, catalogue, single, clean):
     module.register(app)
 
 
@@ -39,7 +39,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 (work failed), 2 (wrong usage), 130 (interrupted)."""
+    """Run the command line; returns the exit status: 0, 1 (work failed), 2 (wrong usage), 3 (a required guideline is
+    not met), 130 (interrupted)."""
     try:
         result = app(args=arguments, standalone_mode=False)
         status = result if isinstance(result, int) else 0

@@ -10,7 +10,7 @@ from titer.verdicts.seeds import required_seeds
 from titer.verdicts.tracks import proportion
 from titer.verdicts.words import listed
 
-__all__ = ["attainable", "grade", "required_prompts", "required_seeds"]
+__all__ = ["attainable", "grade", "part_size", "prompt_count", "required_prompts", "required_seeds"]
 
 
 def grade(study: Study) -> Grade:
@@ -40,7 +40,7 @@ def attainable(study: Study) -> str:
     have, gaps = len(spec.seeds), []
     if have < need:
         gaps.append(f"{have} seeds, but δ = {spec.delta:g} at α = {spec.alpha:g} needs {need}")
-    prompts, confirm = prompt_count(study, spec.harm), _part_size(study, spec.confirm)
+    prompts, confirm = prompt_count(study, spec.harm), part_size(study, spec.confirm)
     confirm = min(confirm, spec.harm.limit or confirm)
     low = proportion(0, prompts, level)[1]
     if low >= spec.phi:
@@ -92,10 +92,10 @@ def _benchmark(study: Study, benchmark) -> str:
 
 def prompt_count(study: Study, use: MeasureUse) -> int:
     """How many prompts a measure reads at most (a restriction to domains may leave fewer)."""
-    size = _part_size(study, use.part)
+    size = part_size(study, use.part)
     return min(size, use.limit) if use.limit else size
 
 
-def _part_size(study: Study, part: str) -> int:
+def part_size(study: Study, part: str) -> int:
     pool, _, name = part.partition("/")
     return study.pools[pool].parts[name]
