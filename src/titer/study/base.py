@@ -9,6 +9,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
+class Contradiction(ValueError):
+    """Fields of a study that do not fit together, raised by validators; `load` makes a StudyError of it."""
+
+    def __init__(self, problem: str, *, field: str, value: Any, expected: str, remedy: str) -> None:
+        self.problem, self.field, self.value, self.expected, self.remedy = problem, field, value, expected, remedy
+        super().__init__(f"{problem} (expected {expected})")
+
+
 class Strict(BaseModel):
     """A frozen settings object; an unknown field is an error, so that a typo never changes a study silently."""
 

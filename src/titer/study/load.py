@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from titer.errors import StudyError, UnknownNameError
+from titer.study.base import Contradiction
 from titer.study.spec import Study
 
 
 class _UniqueLoader(yaml.SafeLoader):
     """YAML in which a key given twice is an error instead of the last one silently winning."""
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise StudyError("a key is given twice in the study", field=str(key), value=f"line {key_node.start_mark.line + 1}",
-                                 expected="each key once", remedy="remove one of the two")  # fmt: skip
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    # At composing, not constructing: there, what `<<` merges in is among the keys already, and may be overridden.
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise StudyError("a key is given twice in the study", field=key.value,
+                                 value=f"lines {seen[key.value]} and {line}", expected="each key once",
+                                 remedy="remove one of the two")  # fmt: skip
+            seen[key.value] = line
+        return node
 
 
 # YAML 1.1 reads 1e-3 as text; researchers write learning rates so. Accept it as the number it is.
 _UniqueLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
@@ -52,17 +59,28 @@ def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
         return source
     if isinstance(source, Mapping):
         return validated(Study, dict(source), "study")
+    if not isinstance(source, (str, Path)):
+        raise StudyError("this is no study", field="study", value=_short(source),
+                         expected="the name of a built-in study, a YAML file, a dictionary or a Study",
+                         remedy="give one of them")  # fmt: skip
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(f"the study cannot be read ({error.__class__.__name__})", field="study", value=str(path),
-                             expected="a readable YAML file", remedy="check the path") from error  # fmt: skip
+            missing = isinstance(error, FileNotFoundError)
+            raise StudyError("the study file does not exist" if missing
+                             else f"the study cannot be read ({error.__class__.__name__})", field="study",
+                             value=str(path), expected="a YAML file in UTF-8", remedy="check the path") from error  # fmt: skip
         return parse_study(text, base=path.parent, where=str(path))
     builtin = builtin_studies()
     if str(source) not in builtin:
-        raise UnknownNameError.among("studie", str(source), builtin, field="study")
+        near = difflib.get_close_matches(str(source), builtin, n=3, cutoff=0.5)
+        raise UnknownNameError(
+            "no built-in study has this name, and no file", field="study", value=str(source),
+            expected=f"a YAML file, or one of {', '.join(sorted(builtin))}",
+            remedy=f"did you mean {' or '.join(near)}" if near else "`titer list studies` shows the built-in ones",
+        )  # fmt: skip
     return parse_study(builtin[str(source)], base=Path("."), where=str(source))
 
 
@@ -71,10 +89,14 @@ def parse_study(text: str, *, base: Path, where: str) -> Study:
     try:
         raw = yaml.load(text, Loader=_UniqueLoader)
     except yaml.YAMLError as error:
-        raise StudyError(f"{where} is not YAML: {' '.join(str(error).split())}", field="study", value=where,
-                         expected="valid YAML", remedy="mend the line named above") from error  # fmt: skip
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise StudyError(f"{where}{line}: not YAML ({why})", field="study", value=where, expected="valid YAML",
+                         remedy="mend that line; text with a colon or a tab in it needs quotes") from error  # fmt: skip
     if not isinstance(raw, dict):
-        raise StudyError("a study is a mapping of fields", field="study", value=where, expected="`name: …` and so on",
+        raise StudyError(f"{where}: a study is a mapping of fields", field="study", value=_short(raw),
+                         expected="`name: …` and so on",
                          remedy="start from a built-in one: `titer show quickstart`")  # fmt: skip
     return validated(Study, _absolute(raw, base), where)
 
@@ -118,19 +140,73 @@ def validated(cls: type[BaseModel], raw: Any, where: str) -> Any:
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        first, more = error.errors(include_url=False)[0], error.error_count() - 1
-        field = ".".join(str(part) for part in first["loc"]) or where
-        message = first["msg"].removeprefix("Value error, ")
-        unknown = first["type"] == "extra_forbidden"
-        raise StudyError(
-            f"{where}: {'unknown field' if unknown else message}" + (f" (and {more} more)" if more else ""),
-            field=field,
-            value=_short(first.get("input")),
-            expected="a field this part of a study has" if unknown else message,
-            remedy="correct the spelling, or remove it; docs/studies.md lists every field"
-            if unknown
-            else "mend this field",
-        ) from error
+        raise _told(error, cls, where) from error
+
+
+def _told(error: ValidationError, cls: type[BaseModel], where: str) -> StudyError:
+    """The first complaint as one message."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["type"] == "literal_error":  # a field that may also be something else complains once for each kind
+        first = max((e for e in errors if e["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]), key=_depth)
+    loc = [part for part in first["loc"] if not _is_kind(part)]
+    others = len({_outer(e["loc"]) for e in errors} - {_outer(first["loc"])})
+    more = f" (and {others} more)" if others else ""
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, Contradiction):
+        field = ".".join(filter(None, (*map(str, loc), cause.field))) or where
+        return StudyError(f"{where}: {cause.problem}{more}", field=field, value=_short(cause.value),
+                          expected=cause.expected, remedy=cause.remedy)  # fmt: skip
+    field = ".".join(map(str, loc)) or where
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(cls, loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        return StudyError(f"{where}: unknown field{more}", field=field, value=_short(first["input"]),
+                          expected=f"one of {', '.join(known)}" if known else "a field this part of a study has",
+                          remedy=(f"did you mean {near[0]}? " if near else "correct the spelling, or remove it; ")
+                          + "docs/studies.md explains every field")  # fmt: skip
+    if first["type"] == "missing":
+        return StudyError(f"{where}: a field is missing{more}", field=field, value=None, expected="a value",
+                          remedy="add it; docs/studies.md explains every field")  # fmt: skip
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return StudyError(f"{where}: a value is not what it should be{more}", field=field, value=_short(first["input"]),
+                      expected=expected, remedy="correct it; docs/studies.md explains every field")  # fmt: skip
+
+
+def _depth(complaint: Any) -> int:
+    return len(complaint["loc"])
+
+
+def _outer(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The place in the study, without what pydantic adds for the kinds a value might have been."""
+    return tuple(itertools.takewhile(lambda part: not _is_kind(part), loc))
+
+
+def _is_kind(part: int | str) -> bool:
+    return isinstance(part, str) and part.startswith(("literal[", "tuple[", "function-"))
+
+
+def _fields_at(cls: type[BaseModel], loc: list[int | str]) -> list[str]:
+    """Names of the fields of the part of a study that `loc` leads to."""
+    here: type[BaseModel] | None = cls
+    parts = iter(p for p in loc if not isinstance(p, int))
+    for part in parts:
+        if here is None:
+            return []
+        annotation = here.model_fields[str(part)].annotation
+        if get_origin(annotation) is dict:
+            next(parts, None)  # the key, which is no field
+        here = next((a for a in _parts_of(annotation) if _has_fields(a)), None)
+    return list(here.model_fields) if here else []
+
+
+def _has_fields(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
+def _parts_of(annotation: Any) -> list[Any]:
+    """The annotation and every type inside it."""
+    return [annotation, *(inner for a in get_args(annotation) for inner in _parts_of(a))]
 
 
 def _short(value: Any, length: int = 120) -> Any:

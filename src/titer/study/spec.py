@@ -7,15 +7,17 @@ each field with an example.
 
 from __future__ import annotations
 
+import difflib
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from titer.study.base import Strict, digest
+from titer.study.base import Contradiction, Strict, digest
 from titer.study.reference import ModelRef
 
-STUDY_FORMAT = 1
+STUDY_FORMAT: Final = 1
 CONTROL = "none"
 """Name of the undefended control M; every study has it."""
 
@@ -27,11 +29,20 @@ Probability = Annotated[float, Field(gt=0, lt=1)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
-def _no_repeats(values, what):
+def _no_repeats(values, field: str, what: str):
     seen = [v for i, v in enumerate(values) if v in values[:i]]
     if seen:
-        raise ValueError(f"{what} must be distinct; repeated: {', '.join(map(str, seen))}")
+        raise Contradiction(f"{what} must be distinct", field=field, value=seen[0], expected="each once",
+                            remedy="remove or rename what is repeated")  # fmt: skip
     return values
+
+
+def _no_common(seeds, search_seeds) -> None:
+    common = sorted(set(seeds) & set(search_seeds))
+    if common:
+        raise Contradiction("a seed is used both to search and to confirm", field="search_seeds", value=common[0],
+                            expected="search_seeds and seeds (confirmation) without a common one",
+                            remedy="give the search seeds of its own")  # fmt: skip
 
 
 class Pool(Strict):
@@ -119,9 +130,13 @@ class Candidate(Strict):
     def _one_of(self) -> Candidate:
         if self.name == CONTROL:
             if self.defense is not None or self.model is not None:
-                raise ValueError("the candidate named 'none' is the undefended control and takes no defense or model")
+                raise Contradiction("the candidate named 'none' is the undefended control", field="name", value=CONTROL,
+                                    expected="neither defense nor model", remedy="name it otherwise")  # fmt: skip
         elif (self.defense is None) == (self.model is None):
-            raise ValueError(f"candidate {self.name!r} needs exactly one of 'defense' and 'model'")
+            found = "neither" if self.model is None else "both"
+            raise Contradiction(f"candidate {self.name!r} has {found} of defense and model", field="defense",
+                                value=self.defense and self.defense.name, expected="exactly one of defense and model",
+                                remedy="name a defense to be applied to M, or a model that exists already")  # fmt: skip
         return self
 
 
@@ -143,11 +158,7 @@ class AttackUse(Strict):
     @field_validator("sweep", "search")
     @classmethod
     def _values(cls, value):
-        for name, values in value.items():
-            if not values:
-                raise ValueError(f"{name} needs at least one value")
-            _no_repeats(values, f"values of {name}")
-        return value
+        return _no_empty_or_repeated(value)
 
     def expand(self) -> tuple[AttackUse, ...]:
         """The attacks a sweep stands for, each with a label of its own; one with a label if there is no sweep."""
@@ -160,6 +171,16 @@ class AttackUse(Strict):
             )
             for p in points
         )
+
+
+def _no_empty_or_repeated(points: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """Settings field → values of a sweep or a search."""
+    for name, values in points.items():
+        if not values:
+            raise Contradiction("there is nothing to choose from", field=name, value=[], expected="at least one value",
+                                remedy="name values, or remove the field")  # fmt: skip
+        _no_repeats(values, name, f"values of {name}")
+    return points
 
 
 def _label(base: str, point: dict[str, Any]) -> str:
@@ -196,22 +217,27 @@ class Resistance(Strict):
 
     @field_validator("seeds", "search_seeds")
     @classmethod
-    def _seeds(cls, value):
-        return _no_repeats(value, "seeds")
+    def _seeds(cls, value, info):
+        return _no_repeats(value, "", info.field_name)
 
     @model_validator(mode="after")
     def _consistent(self) -> Resistance:
-        if set(self.seeds) & set(self.search_seeds):
-            raise ValueError("search_seeds and seeds (confirmation) must be disjoint")
+        _no_common(self.seeds, self.search_seeds)
         if any(a.search for a in self.attacks) and not (self.search_seeds and self.search_part):
-            raise ValueError("an attack with 'search' needs search_seeds and search_part (prompts only search sees)")
+            lacking = "search_part" if self.search_seeds else "search_seeds"
+            raise Contradiction("an attack with search lacks what only the search may see", field=lacking,
+                                value=getattr(self, lacking), expected="search_seeds, and a search_part of prompts",
+                                remedy="give both, or replace search by sweep or settings")  # fmt: skip
         if self.probes != "geometric":
             probes = tuple(self.probes)
-            if list(probes) != sorted(set(probes)) or probes[0] != 0 or probes[-1] != self.budget:
-                raise ValueError(f"probes must increase from 0 to the budget {self.budget}; got {list(probes)}")
+            if list(probes) != sorted(set(probes)) or not probes or probes[0] != 0 or probes[-1] != self.budget:
+                raise Contradiction("probes must increase from 0 to the budget", field="probes", value=list(probes),
+                                    expected=f"increasing steps, the first 0 and the last {self.budget}",
+                                    remedy="mend them, or use `probes: geometric`")  # fmt: skip
         if self.harm.part == self.confirm:
-            raise ValueError("harm.part and confirm must be different parts: a breach is confirmed on other prompts")
-        _no_repeats([a.name for a in self.expanded()], "attack names")
+            raise Contradiction("a breach must be confirmed on other prompts", field="confirm", value=self.confirm,
+                                expected="another part than harm.part", remedy="cut one more part from the pool")  # fmt: skip
+        _no_repeats([a.name for a in self.expanded()], "attacks", "attack names")
         return self
 
     def expanded(self) -> tuple[AttackUse, ...]:
@@ -252,7 +278,7 @@ class Stability(Strict):
 
     @model_validator(mode="after")
     def _names(self) -> Stability:
-        _no_repeats([b.name for b in self.benchmarks], "benchmark names")
+        _no_repeats([b.name for b in self.benchmarks], "benchmarks", "benchmark names")
         return self
 
 
@@ -270,9 +296,10 @@ class Generalization(Strict):
     @model_validator(mode="after")
     def _disjoint(self) -> Generalization:
         if len(self.groups) < 2:
-            raise ValueError("generalization needs at least two groups of harm domains")
-        _no_repeats([d for ds in self.groups.values() for d in ds], "domains over groups")
-        _no_repeats(self.seeds, "seeds")
+            raise Contradiction("one group of domains cannot show generalization", field="groups", value=list(self.groups),
+                                expected="at least two groups of harm domains", remedy="split the domains")  # fmt: skip
+        _no_repeats([d for ds in self.groups.values() for d in ds], "groups", "domains over groups")
+        _no_repeats(self.seeds, "seeds", "seeds")
         return self
 
 
@@ -306,12 +333,18 @@ class Trainability(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Trainability:
-        _no_repeats([t.name for t in self.tasks], "task names")
-        _no_repeats(self.seeds, "seeds")
-        if set(self.seeds) & set(self.search_seeds):
-            raise ValueError("search_seeds and seeds must be disjoint")
+        _no_repeats([t.name for t in self.tasks], "tasks", "task names")
+        _no_repeats(self.seeds, "seeds", "seeds")
+        _no_repeats(self.search_seeds, "search_seeds", "search_seeds")
+        _no_empty_or_repeated(self.search)
+        _no_common(self.seeds, self.search_seeds)
         if self.search and not (self.search_seeds and all(t.search_part for t in self.tasks)):
-            raise ValueError("a search needs search_seeds, and a search_part in every task")
+            bare = [t.name for t in self.tasks if not t.search_part]
+            raise Contradiction("a search over the recipe lacks what only the search may see",
+                                field="tasks" if self.search_seeds else "search_seeds",
+                                value=bare[0] if self.search_seeds else [],
+                                expected="search_seeds, and a search_part in every task",
+                                remedy="give both, or remove the search")  # fmt: skip
         return self
 
 
@@ -350,7 +383,7 @@ class Study(Strict):
     @field_validator("candidates")
     @classmethod
     def _control(cls, value: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-        _no_repeats([c.name for c in value], "candidate names")
+        _no_repeats([c.name for c in value], "", "candidate names")
         return value if any(c.name == CONTROL for c in value) else (Candidate(name=CONTROL), *value)
 
     @model_validator(mode="after")
@@ -358,21 +391,23 @@ class Study(Strict):
         known = {f"{pool}/{part}" for pool, spec in self.pools.items() for part in spec.parts}
         for where, part in _parts_used(self):
             if part not in known:
-                raise ValueError(f"{where}: no part {part!r}; known parts: {', '.join(sorted(known))}")
+                raise _no_such("part of a pool", where, part, known)
         for name, pool in self.pools.items():
             for other in pool.drop_near:
                 if other not in self.pools:
-                    raise ValueError(f"pools.{name}.drop_near: no pool {other!r}")
+                    raise _no_such("pool", f"pools.{name}.drop_near", other, self.pools)
         for candidate in self.candidates:
             if candidate.defense and not (candidate.data or self.defense_data):
-                raise ValueError(f"candidate {candidate.name!r} has a defense but the study has no defense_data")
+                raise Contradiction(f"candidate {candidate.name!r} has a defense but no data to train it on",
+                                    field="defense_data", value=None, expected="parts of pools for the defender",
+                                    remedy="add defense_data to the study, or data to the candidate")  # fmt: skip
         if self.generalization:
-            labels = [a.name for a in self.resistance.expanded()]
+            labels = [str(a.name) for a in self.resistance.expanded()]
             if self.generalization.attack not in labels:
-                raise ValueError(f"generalization.attack: no attack {self.generalization.attack!r}; known: {labels}")
+                raise _no_such("attack of resistance", "generalization.attack", self.generalization.attack, labels)
             for name in self.generalization.candidates or ():
-                if name not in {c.name for c in self.candidates}:
-                    raise ValueError(f"generalization.candidates: no candidate {name!r}")
+                if name not in (names := [c.name for c in self.candidates]):
+                    raise _no_such("candidate", "generalization.candidates", name, names)
         return self
 
     @property
@@ -381,6 +416,13 @@ class Study(Strict):
         body = self.model_dump(mode="json")
         body["runtime"] = {k: body["runtime"][k] for k in ("precision", "max_length")}
         return digest(body)
+
+
+def _no_such(kind: str, field: str, name: str, known: Iterable[str]) -> Contradiction:
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return Contradiction(f"no {kind} has this name", field=field, value=name, expected=f"one of {', '.join(known)}",
+                         remedy=f"did you mean {near[0]}" if near else "correct the name")  # fmt: skip
 
 
 def _parts_used(study: Study) -> list[tuple[str, str]]:
