@@ -78,7 +78,7 @@ def _print(made: Power) -> None:
     for name, b in made.stability.items():
         needed = "no number of items suffices" if b["needed"] is None else f"{b['needed']} needed for {made.target:g}"
         out.print(f"stability, {name}: {b['items']} items show an equally good candidate to be within {b['margin']:g} with "
-                  f"probability {_likely(b["holds"])}; {needed}", markup=False)  # fmt: skip
+                  f"probability {_likely(b['holds'])}; {needed}", markup=False)  # fmt: skip
     if made.trainability:
         t = made.trainability
         out.print(f"trainability: {t['seeds']} seeds show an equally good candidate to be within {t['margin']:g} with probability "
