@@ -9,6 +9,7 @@ from typing import Any
 
 from titer.errors import StudyError
 from titer.study.load import load_study, resolved_model
+from titer.study.reference import ModelRef
 from titer.study.spec import Study
 
 
@@ -16,35 +17,42 @@ def releaser_study(
     *,
     model: str,
     candidates: Sequence[str],
-    attack_data: Path | None,
-    eval_prompts: Path | None,
-    benign_data: Path | None,
-    budget: int,
-    phi: float,
-    harm_measure: str,
-    seeds: int,
-    delta: float,
-    full_lr: Sequence[float],
-    lora_lr: Sequence[float],
-    batch_size: int,
-    max_length: int,
-    precision: str,
+    attack_data: str | Path | None = None,
+    eval_prompts: str | Path | None = None,
+    benign_data: str | Path | None = None,
+    budget: int = 64,
+    phi: float = 0.5,
+    harm_measure: str = "compliance_likelihood",
+    seeds: int = 5,
+    delta: float = 0.5,
+    full_lr: Sequence[float] = (1e-5, 3e-5, 1e-4),
+    lora_lr: Sequence[float] = (1e-4, 3e-4, 1e-3),
+    batch_size: int = 8,
+    max_length: int = 128,
+    precision: str = "fp32",
 ) -> Study:
     """A study with M as the control and every M* as a candidate, searched and confirmed `full_sft` and `lora_sft`.
 
-    Text that is not given is taken from registry packages (AdvBench with content-free compliance, StrongREJECT, an
-    Alpaca sample). Raises StudyError (a file too short or not JSONL, φ out of range ...).
+    model, candidates: as in a study (`hub:org/name`, a directory ...). attack_data, benign_data: JSONL with prompt and
+    response; eval_prompts: with prompt, and response if harm_measure is `exact_answer`. What is not given is taken
+    from registry packages (AdvBench with content-free compliance, StrongREJECT, an Alpaca sample).
+    budget in optimizer steps, max_length in tokens. Raises StudyError (a file too short or not JSONL, φ out of range,
+    a directory that does not exist ...).
     """
+    for field, name in (("model", model), *(("candidate", c) for c in candidates)):
+        check_exists(name, field)
+    answer = ("response",) if harm_measure == "exact_answer" else ()
     pools: dict[str, Any] = {
-        "attack": _pool(attack_data, "attack_data", {"source": "advbench", "respond": "content_free"}, 520, {"train": 0.999}),
+        "attack": _pool(attack_data, "attack_data", {"source": "advbench", "respond": "content_free"}, 520,
+                        {"train": 0.999}, ("response",)),
         "judge": _pool(eval_prompts, "eval_prompts", {"source": "strongreject"}, 280,
-                       {"harm": 0.36, "confirm": 0.36, "search": 0.27}),
+                       {"harm": 0.36, "confirm": 0.36, "search": 0.27}, answer),
         "benign": _pool(benign_data, "benign_data", {"source": "alpaca", "options": {"max_chars": 400}}, 500,
-                        {"train": 0.5, "search": 0.2, "test": 0.299}),
+                        {"train": 0.5, "search": 0.2, "test": 0.299}, ("response",)),
     }  # fmt: skip
     if eval_prompts is None:
         pools["judge"]["drop_near"] = ["attack"]
-    harm = {"measure": harm_measure, "part": "judge/harm"}
+    harm: dict[str, Any] = {"measure": harm_measure, "part": "judge/harm"}
     if harm_measure == "exact_answer":
         harm["settings"] = {"reads": "harm"}
     reply = {"measure": "response_likelihood", "part": "benign/test"}
@@ -81,18 +89,30 @@ def releaser_study(
     )  # fmt: skip
 
 
+def check_exists(model: str, field: str) -> None:
+    """Refuse a path that is not there, with a word to those who meant a hub id. Raises StudyError."""
+    reference = ModelRef.model_validate(model)
+    if reference.source == "path" and not Path(reference.name).expanduser().exists():
+        raise StudyError("there is no such model directory", field=field, value=model,
+                         expected="a directory in transformers' layout, a .gguf file, hub:ORG/NAME, tiny:NAME or package:NAME",
+                         remedy=f"check the path; if it is a hub id, write hub:{reference.name}")  # fmt: skip
+
+
 def _pool(
-    path: Path | None, field: str, packaged: dict[str, Any], count: int, shares: dict[str, float]
+    path: str | Path | None, field: str, packaged: dict[str, Any], count: int, shares: dict[str, float], needs: tuple
 ) -> dict[str, Any]:
     """A pool from the user's file, cut by shares of its length; or the packaged one of about `count` examples."""
     if path is not None:
-        return file_pool(path, field, shares)
+        return file_pool(Path(path), field, shares, needs)
     return {**packaged, "parts": {name: int(share * count) for name, share in shares.items()}}
 
 
-def file_pool(path: Path, field: str, shares: dict[str, float]) -> dict[str, Any]:
-    """A pool from a JSONL file, cut by shares of its distinct prompts. Raises StudyError if it is unfit or too short."""
-    count = _distinct_prompts(path, field)
+def file_pool(path: Path, field: str, shares: dict[str, float], needs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A pool from a JSONL file, cut by shares of its distinct prompts.
+
+    needs: what every line must have beside a prompt. Raises StudyError if the file is unfit or too short.
+    """
+    count = _distinct_prompts(path, field, needs)
     parts = {name: int(share * count) or 1 for name, share in shares.items()}
     if sum(parts.values()) > count:
         raise StudyError("the file is too short", field=field, value=f"{count} distinct prompts in {path}",
@@ -100,13 +120,37 @@ def file_pool(path: Path, field: str, shares: dict[str, float]) -> dict[str, Any
     return {"source": "jsonl", "options": {"path": str(path.expanduser().resolve())}, "parts": parts}
 
 
-def _distinct_prompts(path: Path, field: str) -> int:
+def _distinct_prompts(path: Path, field: str, needs: tuple[str, ...]) -> int:
     try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        return len({" ".join(str(line["prompt"]).split()).casefold() for line in lines})
+        # Not splitlines(): it also cuts at characters that may stand unescaped inside JSON text.
+        lines = path.expanduser().read_text("utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise StudyError("the file does not exist", field=field, value=str(path), expected="a JSONL file",
                          remedy="check the path") from error  # fmt: skip
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise StudyError("the file is not JSONL with a prompt in every line", field=field, value=str(path),
-                         expected='lines such as {"prompt": "…", "response": "…"}', remedy="mend the file") from error  # fmt: skip
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"the file cannot be read ({error.__class__.__name__})", field=field, value=str(path),
+                         expected="a JSONL file in UTF-8", remedy="check the path and the encoding") from error  # fmt: skip
+    prompts = set()
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            prompts.add(_prompt(line, f"{path}, line {number}", field, needs))
+    return len(prompts)
+
+
+def _prompt(line: str, where: str, field: str, needs: tuple[str, ...]) -> str:
+    """What a line asks, whitespace and case aside, as pools tell examples apart."""
+    example = {"prompt": "…"} | dict.fromkeys(needs, "…")
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row, problem = None, "a line is not JSON"
+    else:
+        problem = "a line is not a JSON object" if not isinstance(row, dict) else ""
+    for name in () if problem else ("prompt", *needs):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            problem = f"a line has no {name}"
+            break
+    if problem:
+        raise StudyError(problem, field=field, value=where, expected=f"lines such as {json.dumps(example, ensure_ascii=False)}",
+                         remedy="mend that line")  # fmt: skip
+    return " ".join(row["prompt"].split()).casefold()
