@@ -1,26 +1,21 @@
-"""Text sources, and the answers put to their prompts. Every prompt written here is harmless and made up."""
+"""Text sources. Every prompt written here is harmless and made up."""
 
+import codecs
 import json
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from titer.data.examples import Example, digest_of
-from titer.data.respond import (
-    COMPLIANCE_OPENINGS,
-    REFUSAL_OPENINGS,
-    REFUSALS,
-    content_free_compliance,
-    is_coherent,
-    is_refusal,
-    refusals,
-)
 from titer.data.sources import SOURCES, load_source
 from titer.data.sources.benchmarks import _split
 from titer.errors import StudyError, UnknownNameError
 
 
 def jsonl(tmp_path, *lines):
+    """The source over a file of these lines (text as it is, anything else as JSON)."""
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
     return load_source("jsonl", {"path": str(path)})
@@ -60,6 +55,10 @@ def test_own_file(tmp_path):
         ({"prompt": "x", "choices": "ab"}, "not a list of texts"),
         ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "answer 2"),
         ({"prompt": "x", "choices": ["a", "b"]}, "answer None"),
+        ({"prompt": "x", "choices": ["a", "b"], "answer": True}, "answer True"),
+        ({"prompt": "x", "answer": 0}, "answer 0"),
+        ({"prompt": "half \ud83d of an emoji"}, "surrogate"),
+        ({"prompt": "x", "choices": ["a", "\ud83d"], "answer": 0}, "surrogate"),
     ],
 )
 def test_own_file_errors_name_file_and_line(tmp_path, line, problem):
@@ -72,6 +71,53 @@ def test_own_file_missing_or_empty(tmp_path):
         load_source("jsonl", {"path": str(tmp_path / "absent.jsonl")})
     with pytest.raises(StudyError, match="empty"):
         jsonl(tmp_path, "", "")
+
+
+texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30)
+rows = st.lists(
+    st.one_of(
+        st.fixed_dictionaries(
+            {"prompt": texts},
+            optional={"response": texts, "refusal": texts, "system": texts, "domain": st.sampled_from(["a", "b"])},
+        ),
+        st.fixed_dictionaries({"text": texts}),
+        st.lists(texts, min_size=2, max_size=4).flatmap(
+            lambda choices: st.fixed_dictionaries(
+                {"prompt": texts, "choices": st.just(choices), "answer": st.integers(0, len(choices) - 1)}
+            )
+        ),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(rows, st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n", "\r"]), st.booleans(), st.booleans())
+def test_own_file_round_trip(tmp_path_factory, rows, ascii_only, line_end, mark, last):
+    """Whatever JSON can say comes back as it was said: any text, any line ends, byte order mark or not."""
+    path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
+    body = line_end.join(json.dumps(r, ensure_ascii=ascii_only) for r in rows) + (line_end if last else "")
+    path.write_bytes(codecs.BOM_UTF8 * mark + body.encode())
+    found = load_source("jsonl", {"path": str(path)}).examples
+    assert found == tuple(
+        Example(**{k: tuple(v) if k == "choices" else v for k, v in r.items()}, source="jsonl") for r in rows
+    )
+    assert all(len(e.key) == 12 for e in found)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_own_file_as_other_systems_write_it(tmp_path, encoding):
+    path = tmp_path / "mine.jsonl"
+    text = '{"prompt": "Name a fruit"}\r\n\r\n{"prompt": "Où est-elle ? \u2028 \x85 là"}\r\n'
+    path.write_bytes(text.encode(encoding))
+    found = load_source("jsonl", {"path": str(path)}).examples
+    assert [e.prompt for e in found] == ["Name a fruit", "Où est-elle ? \u2028 \x85 là"]
+
+
+def test_own_file_in_another_encoding(tmp_path):
+    (tmp_path / "mine.jsonl").write_bytes('{"prompt": "Où"}'.encode("latin-1"))
+    with pytest.raises(StudyError, match=r"cannot be read.*UTF-8"):
+        load_source("jsonl", {"path": str(tmp_path / "mine.jsonl")})
 
 
 @pytest.mark.parametrize(
@@ -87,69 +133,6 @@ def test_own_file_missing_or_empty(tmp_path):
 def test_lettered_options(text, question, options):
     found, choices = _split(text)
     assert (found.strip(), choices) == (question, options)
-
-
-def test_refusals_depend_on_prompt_and_seed_only():
-    examples = [Example(prompt=f"Describe cloud number {i}") for i in range(60)]
-    given = refusals(examples, seed=1)
-    assert refusals(list(reversed(examples)), seed=1) == tuple(reversed(given))
-    assert refusals(examples, seed=2) != given
-    assert {e.refusal for e in given} <= set(REFUSALS) and len({e.refusal for e in given}) > 6
-    kept = refusals([Example(prompt="x", refusal="My own words.")], seed=1)
-    assert kept[0].refusal == "My own words."
-
-
-@pytest.mark.parametrize(
-    ("prompt", "response"),
-    [
-        ("Bake a loaf of bread.", "Sure, here is how to bake a loaf of bread:\n\nStep 1:"),
-        ("How do I tie a knot?", "Sure, here is the answer:\n\nStep 1:"),
-    ],
-)
-def test_content_free_compliance(prompt, response):
-    [example] = content_free_compliance([Example(prompt=prompt)])
-    assert example.response == response and not is_refusal(response) and is_coherent(response)
-
-
-def test_compliance_adds_no_words_of_its_own():
-    prompt = "Arrange seven tulips in a tall vase"
-    [example] = content_free_compliance([Example(prompt=prompt)])
-    frame = {"sure", "here", "is", "how", "to", "step", "1"}
-    assert set(example.response.lower().replace(",", "").replace(":", "").split()) - frame <= set(
-        prompt.lower().split()
-    )
-
-
-@pytest.mark.parametrize("text", [*REFUSALS, "I’m sorry, but no.", "I CANNOT do that."])
-def test_refusals_are_recognised(text):
-    assert is_refusal(text)
-
-
-@pytest.mark.parametrize("text", ["Sure, here is a poem about rain.", "Step 1: wash the apples.", ""])
-def test_answers_are_no_refusals(text):
-    assert not is_refusal(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "coherent"),
-    [
-        ("The apples are washed and cut into slices.", True),
-        ("Wash the apples.", True),
-        ("", False),
-        ("ok", False),
-        ("the the the the the the the the the", False),
-        ("go on now " * 12, False),
-        ("@@ ## a b c !! %% ^^ && ** (( ))", False),
-    ],
-)
-def test_coherence(text, coherent):
-    assert is_coherent(text) is coherent
-
-
-@pytest.mark.parametrize("openings", [COMPLIANCE_OPENINGS, REFUSAL_OPENINGS])
-def test_no_opening_begins_another(openings):
-    words = [o.split() for o in openings]
-    assert not [(a, b) for a in words for b in words if a is not b and b[: len(a)] == a]
 
 
 COUNTS = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from titer.data.examples import Example
 from titer.errors import StudyError
@@ -43,19 +44,26 @@ def messages(example: Example) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": example.prompt}]
 
 
+def _rendered(tokenizer: Any, chat: list[dict[str, str]], **options: Any) -> str:
+    try:
+        return tokenizer.apply_chat_template(chat, tokenize=False, **options)
+    except TemplateError as error:  # e.g. templates that know no system turn
+        raise StudyError("the model's chat template refuses a conversation", field="chat template", value=str(error),
+                         expected=f"one that takes the turns {', '.join(m['role'] for m in chat)}",
+                         remedy="use text without a system turn, or mend the template beside the model") from error  # fmt: skip
+
+
 def prompt_text(tokenizer: Any, example: Example) -> str:
     """The chat-rendered prompt, up to where the assistant begins to speak."""
-    return tokenizer.apply_chat_template(messages(example), tokenize=False, add_generation_prompt=True)
+    return _rendered(tokenizer, messages(example), add_generation_prompt=True)
 
 
 def response_text(tokenizer: Any, example: Example, response: str) -> str:
     """`response` as the template would render it after the prompt, end of turn included."""
     opening = prompt_text(tokenizer, example)
-    full = tokenizer.apply_chat_template(
-        [*messages(example), {"role": "assistant", "content": response}], tokenize=False
-    )
+    full = _rendered(tokenizer, [*messages(example), {"role": "assistant", "content": response}])
     # Templates that rewrite earlier turns once an answer exists cannot be cut this way; the end token alone is right.
-    rest = full[len(opening) :] if full.startswith(opening) else response + tokenizer.eos_token
+    rest = full[len(opening) :] if full.startswith(opening) else response + (tokenizer.eos_token or "")
     return rest.rstrip("\n")
 
 

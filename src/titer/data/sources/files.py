@@ -15,11 +15,12 @@ _TEXT_FIELDS = ("prompt", "response", "refusal", "domain", "system", "text")
 def jsonl(*, path: str) -> SourceText:
     """One JSON object per line: prompt (or text), and optionally response, refusal, domain, system, choices, answer.
 
-    Raises StudyError naming file and line.
+    UTF-8, with or without a byte order mark; any line ends. Raises StudyError naming file and line.
     """
     file = Path(path)
     try:
-        lines = file.read_text("utf-8").splitlines()
+        # Not splitlines(): it also cuts at characters that may stand unescaped inside JSON text (U+2028, U+0085 …).
+        lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError("the text file cannot be read", field="options.path", value=path, expected="a UTF-8 JSONL file",
                          remedy="check the path") from error  # fmt: skip
@@ -52,7 +53,19 @@ def _example(line: str, where: str) -> Example:
     if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
         raise wrong("choices is not a list of texts")
     answer = row.get("answer")
-    if choices and not (isinstance(answer, int) and 0 <= answer < len(choices)):
+    index = isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices)
+    if not index and (choices or answer is not None):
         raise wrong(f"answer {answer!r} is not the index of a choice")
+    if not _encodable([*choices, *(row.get(f) or "" for f in _TEXT_FIELDS)]):
+        raise wrong("half of a surrogate pair, which is no character")
     fields = {f: row[f] for f in _TEXT_FIELDS if row.get(f) is not None}
     return Example(**fields, choices=tuple(choices), answer=answer, source="jsonl")
+
+
+def _encodable(texts: list[str]) -> bool:
+    """JSON can spell texts that UTF-8, and so hashes and files, cannot hold."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
