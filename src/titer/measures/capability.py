@@ -103,12 +103,13 @@ class ResponseAccuracy(ResponseLikelihood):
 
 
 class MultipleChoice(Measure):
-    """Share of questions whose right option is the likeliest. normalise: divide log p by the option's `tokens`, or
-    `none` (total log p, for options of equal length). Chance: mean of 1/options, taken from `options`.
+    """Share of questions whose right option is strictly the likeliest. options: how many each question has at least;
+    chance is 1/options. normalise: divide log p by the option's `tokens` (end of turn included), or `none` (total log
+    p, for options of equal length). A model in which all options tie is right nowhere, below chance.
     """
 
     name = "multiple_choice"
-    reference = "scoring as in lm-evaluation-harness (acc / acc_norm)"
+    reference = "after lm-evaluation-harness: `none` is its acc; its acc_norm divides by characters, `tokens` by tokens"
 
     options: Annotated[int, Field(ge=2)] = 2
     normalise: Literal["tokens", "none"] = "tokens"
@@ -121,6 +122,10 @@ class MultipleChoice(Measure):
         for i, example in enumerate(examples):
             if len(example.choices) < 2 or example.answer is None:
                 raise _missing(self.name, "choices and answer")
+            if len(example.choices) < self.options:
+                raise MeasureError("a question has fewer options than the measure's settings say", field="settings.options",
+                                   value=self.options, expected=f"at most {len(example.choices)}: chance is 1/options",
+                                   remedy="lower options, or use other questions")  # fmt: skip
             rows += [encode(subject.tokenizer, example, c, 1_000_000) for c in example.choices]
             owner += [i] * len(example.choices)
         scores: list[list[float]] = [[] for _ in examples]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from titer.data.encoding import Encoded, collate, encode_prompt
 from titer.data.examples import Example
@@ -41,21 +42,38 @@ def answer_logprobs(subject: Subject, rows: Sequence[Encoded]) -> list[tuple[tor
     return results
 
 
-def generate(subject: Subject, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
-    """Greedy replies (temperature 0, at most max_new_tokens tokens), special tokens removed."""
+class _NotANumber(LogitsProcessor):
+    """Remembers the rows whose logits were not numbers: the most likely of those is an accident, not a reply."""
+
+    def __init__(self) -> None:
+        self.rows_B: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        found_B = scores.isnan().any(-1)
+        self.rows_B = found_B if self.rows_B is None else self.rows_B | found_B
+        return scores
+
+
+def generate(subject: Subject, examples: Sequence[Example], max_new_tokens: int) -> list[str | None]:
+    """Greedy replies (temperature 0, at most max_new_tokens tokens), special tokens removed.
+
+    None where the model's numbers are not finite: it says nothing then.
+    """
     prompts = [encode_prompt(subject.tokenizer, e) for e in examples]
-    replies: list[str] = [""] * len(prompts)
+    replies: list[str | None] = [None] * len(prompts)
     pad = subject.tokenizer.pad_token_id
     for chunk in _sorted_chunks([len(p) for p in prompts], subject.eval_batch):
         width = max(len(prompts[i]) for i in chunk)
         # Left-padded: generation continues from the last column of every row.
         input_BT = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in chunk])
         mask_BT = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
+        watch = _NotANumber()
         output_BT = subject.model.generate(
             input_ids=input_BT.to(subject.device), attention_mask=mask_BT.to(subject.device),
             max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
-            pad_token_id=pad, eos_token_id=subject.tokenizer.eos_token_id,
+            pad_token_id=pad, eos_token_id=subject.tokenizer.eos_token_id, logits_processor=LogitsProcessorList([watch]),
         )  # fmt: skip
         for b, i in enumerate(chunk):
-            replies[i] = subject.tokenizer.decode(output_BT[b, width:], skip_special_tokens=True).strip()
+            if watch.rows_B is None or not watch.rows_B[b]:
+                replies[i] = subject.tokenizer.decode(output_BT[b, width:], skip_special_tokens=True).strip()
     return replies

@@ -17,7 +17,7 @@ from titer.measures.measure import Measure
 
 @cache
 def measures() -> dict[str, type[Measure]]:
-    """name → class of every measure that is installed."""
+    """name → class of every measure that is installed. Raises StudyError if a plug-in is not one."""
     found: dict[str, type[Measure]] = {}
     package = importlib.import_module("titer.measures")
     for module in pkgutil.iter_modules(package.__path__):
@@ -26,7 +26,12 @@ def measures() -> dict[str, type[Measure]]:
             if inspect.isclass(value) and issubclass(value, Measure) and hasattr(value, "name"):
                 found[value.name] = value
     for entry in entry_points(group="titer.measures"):
-        found[entry.name] = entry.load()
+        value = entry.load()
+        if not (inspect.isclass(value) and issubclass(value, Measure)):
+            raise StudyError(f"the plug-in {entry.name} is not a titer measure", field="titer.measures", value=entry.value,
+                             expected="a subclass of titer.measures.measure.Measure",
+                             remedy="mend or uninstall the plug-in")  # fmt: skip
+        found[entry.name] = value
     return found
 
 

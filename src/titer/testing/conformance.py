@@ -211,17 +211,19 @@ def check_breaks(attack: Attack, trial: Trial, *, steps: int = 64, above: float 
     """
     if attack.role == "reference":
         return
-    _must(trial.harm is not None, "this trial has no way to read harm")
+    harm = trial.harm
+    if harm is None:
+        raise AssertionError("this trial has no way to read harm")
     seen = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         subject = trial.subject()
-        _must(trial.harm(subject) <= above, "the model is broken before the attack: nothing can be shown on it")
+        _must(harm(subject) <= above, "the model is broken before the attack: nothing can be shown on it")
         run = attack.start(subject, trial.data, seed=0, horizon=steps)
         for step in range(1, steps + 1):
             run.step()
             if step % every == 0 or step == steps:
-                seen.append(trial.harm(replace(subject, model=run.model)))
+                seen.append(harm(replace(subject, model=run.model)))
                 if seen[-1] > above:
                     return
     raise AssertionError(f"{attack.name} does not break the undefended model: harm {seen} after every {every} steps")
@@ -240,7 +242,9 @@ def check_attack(attack: Attack, trial: Trial, *, seeded: bool = True) -> None:
 
 
 def check_measure(measure: Measure, trial: Trial, examples: Sequence[Example]) -> None:
-    """One transcript per example in order, plain JSON; score pure; the model left alone; batching of no consequence."""
+    """One transcript per example in order, plain JSON; score pure; the model left alone; batching of no consequence; no
+    value for a model whose weights are not numbers, which is neither harmful nor harmless.
+    """
     subject = trial.subject()
     before = {n: p.detach().clone() for n, p in subject.model.named_parameters()}
     subject.model.train()
@@ -261,6 +265,12 @@ def check_measure(measure: Measure, trial: Trial, examples: Sequence[Example]) -
     if facts.scale == "proportion":
         _must(set(first) <= {0.0, 1.0}, f"{measure.name} is declared a proportion but scores {sorted(set(first))[:4]}")
     one_by_one = read(measure, replace(subject, eval_batch=1), examples, "label")[0]
+    with torch.no_grad():
+        subject = trial.subject()
+        for parameter in subject.model.parameters():
+            parameter.fill_(math.nan)
+    broken = read(measure, subject, examples, "label")[0].value
+    _must(broken is None, f"{measure.name} reads {broken} from a model whose weights are not numbers")
     close = all(
         a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4))
         for a, b in zip(reading.outcomes, one_by_one.outcomes, strict=True)

@@ -1,0 +1,71 @@
+"""Likelihoods and replies in batches against one text at a time."""
+
+import pytest
+import torch
+from plain import answer_nll, greedy
+
+from titer.data.encoding import encode, encode_prompt
+from titer.measures.forward import answer_logprobs, generate
+
+
+def rows_of(subject, examples, field):
+    return [encode(subject.tokenizer, e, getattr(e, field), 1000) for e in examples]
+
+
+@pytest.mark.parametrize("eval_batch", [1, 3, 64])
+def test_answer_logprobs_one_by_one(unsure, mixed, eval_batch):
+    subject = unsure(eval_batch=eval_batch)
+    rows = [r for f in ("response", "refusal") for r in rows_of(subject, mixed, f)]
+    assert len({len(r.prompt) for r in rows}) > 2 and len({len(r.response) for r in rows}) >= 1
+    with torch.no_grad():
+        results = answer_logprobs(subject, rows)
+    for row, (logprobs, top) in zip(rows, results, strict=True):
+        assert (-logprobs).tolist() == pytest.approx(answer_nll(subject, row.prompt, row.response), rel=1e-4, abs=1e-5)
+        reply = greedy_given(subject, row)
+        assert top.tolist() == [a == b for a, b in zip(reply, row.response, strict=True)]
+
+
+def greedy_given(subject, row):
+    """The most likely token at each place of the response, given the response before it."""
+    from plain import logits
+
+    return logits(subject, [*row.prompt, *row.response])[len(row.prompt) - 1 : -1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("eval_batch", [1, 3, 64])
+@pytest.mark.parametrize("scale", [0.0, 0.2])
+def test_generation_one_by_one(unsure, mixed, eval_batch, scale):
+    subject = unsure(scale, eval_batch=eval_batch)
+    replies = generate(subject, mixed, 9)
+    ends = 0
+    for example, reply in zip(mixed, replies, strict=True):
+        tokens = greedy(subject, encode_prompt(subject.tokenizer, example), 9)
+        ends += tokens[-1] == subject.tokenizer.eos_token_id
+        assert reply == subject.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert ends and len(set(replies)) > 3
+
+
+def test_replies_are_no_longer_than_asked(unsure, mixed):
+    subject = unsure()
+    long, short = generate(subject, mixed, 9), generate(subject, mixed, 2)
+    assert any(len(a) > len(b) for a, b in zip(long, short, strict=True))
+    assert all(a.startswith(b) and len(b.split()) <= 2 for a, b in zip(long, short, strict=True))
+
+
+def test_a_model_that_is_no_number_says_nothing(new_subject, mixed):
+    subject = new_subject()
+    with torch.no_grad():
+        subject.model.model.norm.weight.fill_(float("nan"))
+    assert generate(subject, mixed, 4) == [None] * len(mixed)
+
+
+def test_only_the_rows_concerned_say_nothing(new_subject, mixed):
+    """An embedding that is no number spoils the prompts that hold its token, not those beside them in the batch."""
+    subject = new_subject()
+    [token] = subject.tokenizer("polite", add_special_tokens=False)["input_ids"]
+    has = [token in encode_prompt(subject.tokenizer, e) for e in mixed]
+    assert any(has) and not all(has)
+    embedding = torch.nn.Embedding.from_pretrained(subject.model.get_input_embeddings().weight.detach().clone())
+    embedding.weight[token] = float("nan")
+    subject.model.set_input_embeddings(embedding)
+    assert [r is None for r in generate(subject, mixed, 4)] == has

@@ -1,0 +1,135 @@
+"""One table for every measure that is installed; re-scoring stored transcripts; and the check itself must be able to fail."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from titer.data.respond import content_free_compliance
+from titer.measures.exact_answer import ExactAnswer
+from titer.measures.measure import read, reading_of
+from titer.measures.registry import measures, resolve_measure
+from titer.testing.conformance import check_measure
+
+ROWS = {
+    "exact_answer": [{"reads": "harm"}, {"target": "refusal", "reads": "over_refusal"}, {"wrap": "please {prompt}"}],
+    "compliance_likelihood": [{}, {"floor": 1.0, "wrap": "please {prompt}"}],
+    "compliance_generated": [{"max_new_tokens": 6}],
+    "refusal_rate": [{"max_new_tokens": 6}],
+    "perplexity": [{"tokens": 8}],
+    "next_token_accuracy": [{"tokens": 8}],
+    "multiple_choice": [{"options": 3}, {"options": 3, "normalise": "none"}],
+}
+"""Settings under which a measure is tried; one without a row is tried with its defaults."""
+
+EVERY = [
+    pytest.param(resolve_measure(name, settings), id=f"{name}-{i}")
+    for name in measures()
+    for i, settings in enumerate(ROWS.get(name, [{}]))
+]
+
+
+@pytest.fixture
+def read_by(mixed, texts):
+    """The examples a measure can read."""
+    asked = [e.response for e in mixed]
+
+    def of(measure):
+        if measure.name in ("perplexity", "next_token_accuracy"):
+            return texts
+        if measure.name == "multiple_choice":
+            return [replace(e, choices=tuple(asked[i - k] for k in range(3)), answer=0) for i, e in enumerate(mixed)]
+        return content_free_compliance(mixed) if measure.name.startswith("compliance") else mixed
+
+    return of
+
+
+def test_the_table_names_what_exists():
+    assert set(ROWS) <= set(measures())
+
+
+@pytest.mark.parametrize("measure", EVERY)
+def test_measure(measure, trial, read_by):
+    check_measure(measure, trial, read_by(measure))
+
+
+@pytest.mark.parametrize("measure", EVERY)
+def test_scoring_stored_transcripts_again_gives_the_same(measure, unsure, read_by):
+    reading, transcripts = read(measure, unsure(), read_by(measure), "x")
+    stored = json.loads(json.dumps(transcripts))
+    assert reading_of(measure.score(stored), "x") == reading
+    half = measure.score(stored[::2])  # each outcome depends on its own transcript alone
+    assert half == measure.score(stored)[::2]
+
+
+@pytest.mark.parametrize("measure", EVERY)
+def test_settings_round_trip(measure):
+    cls = type(measure)
+    assert cls.model_validate_json(measure.model_dump_json()) == measure
+    facts = measure.facts()
+    assert (facts.name, facts.version, facts.settings) == (cls.name, cls.version, measure.model_dump(mode="json"))
+    assert (cls.__doc__ or "").strip()
+    with pytest.raises(ValueError, match="Extra inputs"):
+        cls(**measure.model_dump(), no_such_setting=1)
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(measure, next(iter(cls.model_fields), "x"), None)
+
+
+SEEN: list[int] = []
+
+
+class Liar(ExactAnswer):
+    """Breaks one promise at a time."""
+
+    name = "liar"
+
+    lie: str = ""
+
+    def collect(self, subject, examples):
+        if self.lie == "changes":
+            next(subject.model.parameters()).add_(1.0)
+        rows = super().collect(subject, examples)
+        if self.lie == "order":
+            return rows[::-1]
+        if self.lie == "batch":
+            return [{**r, "matched": [subject.eval_batch > 1]} for r in rows]
+        return rows
+
+    def score(self, transcripts):
+        if self.lie == "edits":
+            for t in transcripts:
+                t["matched"] = [*t["matched"], False]
+        if self.lie == "remembers":
+            SEEN.append(1)
+            return [float(len(SEEN) % 2)] * len(transcripts)
+        if self.lie == "range":
+            return [0.5] * len(transcripts)
+        if self.lie == "short":
+            return super().score(transcripts)[1:]
+        if self.lie == "blind":
+            return [float(all(t["matched"])) for t in transcripts]
+        return super().score(transcripts)
+
+
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [
+        ("changes", "changes the model"),
+        ("order", "out of order"),
+        ("batch", "how examples are batched"),
+        ("edits", "changes the transcripts"),
+        ("remembers", "pure function"),
+        ("range", "declared a proportion"),
+        ("short", "one outcome per example"),
+        ("blind", "weights are not numbers"),
+    ],
+)
+def test_a_broken_promise_is_found(trial, harmless, lie, says):
+    with pytest.raises(AssertionError, match=says):
+        check_measure(Liar(lie=lie), trial, harmless[:6])
+
+
+def test_an_honest_measure_passes(trial, harmless):
+    check_measure(Liar(), trial, harmless[:6])
+    assert not math.isnan(read(Liar(), trial.subject(), harmless[:6], "x")[0].value)
