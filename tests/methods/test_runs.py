@@ -142,5 +142,5 @@ def test_weight_noise_walks_at_random(new_subject, pairs):
     for _ in range(16):
         run.step()
     name = next(n for n, w in before.items() if w.ndim == 2)
-    moved = float((dict(subject.model.named_parameters())[name] - before[name]).norm() / before[name].norm())
+    moved = float((weights(subject.model)[name] - before[name]).norm() / before[name].norm())
     assert moved == pytest.approx(0.04, rel=0.05)
