@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 # Read when the libraries are imported: models are loaded quietly, tokenizers do not start threads of their own.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import click
 import typer
+from pydantic import ValidationError
 
 from titer.cli import audit, catalogue, check, clean, compare, evaluate, judge, power, report, run, single
 from titer.cli.console import say_error
 from titer.errors import TiterError
+
+# typer carries its own copy of click in newer versions and uses the installed one in older ones.
+_UsageTrouble: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="titer",
@@ -47,20 +51,32 @@ def main(arguments: list[str] | None = None) -> int:
     except TiterError as error:
         say_error(str(error))
         status = error.exit_status
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         status = stop.exit_code
-    except click.ClickException as error:
-        say_error(
-            error.format_message()
-            + (f" (see `{error.ctx.command_path} --help`)" if getattr(error, "ctx", None) else "")
-        )
+    except _UsageTrouble as error:
+        say_error(_usage(error))
         status = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         say_error("Interrupted. Finished cells are kept: the same command continues.")
         status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OSError as error:  # a file or directory of the user's that cannot be read or written: not a bug of ours
+        say_error(f"{error.strerror or error}: {error.filename or 'a file'}. To do: check the path, its permissions and "
+                  "the space on the disk.")  # fmt: skip
+        status = 1
     if arguments is None:
         sys.exit(status)
     return status
+
+
+def _usage(error: Any) -> str:
+    """What the parser complains about, in one line, with where to read on."""
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # no command was named: its message is the whole help
+        return message
+    cause = error.__cause__
+    found = f" Found: {cause.errors()[0]['input']!r}." if isinstance(cause, ValidationError) else ""
+    return f"{message}.{found} To do: see `{context.command_path if context else 'titer'} --help`."
