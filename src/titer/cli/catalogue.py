@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from enum import StrEnum
 from typing import Annotated, Any
@@ -39,7 +40,7 @@ def _catalogue(kind: Kind) -> dict[str, Any]:
 
 
 def _summary(value: Any) -> str:
-    return value.title if not inspect.isclass(value) else inspect.getdoc(value).partition("\n")[0]
+    return value.title if not inspect.isclass(value) else (inspect.getdoc(value) or "").partition("\n")[0]
 
 
 def list_command(
@@ -63,13 +64,22 @@ def show_command(
 ) -> None:
     """Settings, defaults, reference and cost of one thing; the YAML of a built-in study."""
     if name in (studies := _yaml()):
-        out.print(studies[name], markup=False)
+        if as_json:
+            print_json(_catalogue(Kind.studies)[name].model_dump(mode="json"))
+        else:
+            out.print(studies[name], markup=False, end="")
         return
     known: dict[str, Any] = {}
     for kind in (Kind.attacks, Kind.defenses, Kind.measures):
         known |= _catalogue(kind)
     if name not in known:
-        raise UnknownNameError.among("name", name, [*known, *studies], field="name")
+        every = sorted([*known, *studies])
+        near = difflib.get_close_matches(name, every, n=3, cutoff=0.5)
+        raise UnknownNameError(
+            "no attack, defense, measure or built-in study has this name", field="name", value=name,
+            expected=f"one of {', '.join(every)}",
+            remedy=f"did you mean {' or '.join(near)}" if near else "`titer list` shows all",
+        )  # fmt: skip
     cls = known[name]
     facts = {
         "name": name,
@@ -81,7 +91,7 @@ def show_command(
     if as_json:
         print_json(facts)
         return
-    out.print(inspect.getdoc(cls), markup=False)
+    out.print(inspect.getdoc(cls) or "", markup=False)
     for key, value in facts.items():
         out.print(f"{key}: {value}" if key != "settings" else "settings:", markup=False)
     for key, value in facts["settings"].items():

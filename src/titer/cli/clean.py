@@ -20,7 +20,10 @@ def clean_command(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     models: Annotated[bool, typer.Option(help="Also the defended models kept for unfinished cells.")] = False,
 ) -> None:
-    """Delete rolling checkpoints (half-attacked weights) and half-written files. Records stay."""
+    """Delete what interrupted runs left behind.
+
+    That is rolling checkpoints (half-attacked weights) and half-written files. Records stay.
+    """
     store = RunStore(run)
     store.study()  # refuses what is not a run directory
     with store.locked():

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 import yaml
 
-from titer.cli.console import err
+from titer.cli.console import err, print_json
 from titer.cli.run import perform
+from titer.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -46,8 +47,14 @@ def evaluate_command(
         int, typer.Option(min=1, help="Confirmation seeds per attack: 5 demonstrate, 29 are release-grade.")
     ] = 5,
     delta: Annotated[float, typer.Option(help="The claim is about this quantile over attack seeds.")] = 0.5,
-    full_lr: Annotated[list[float] | None, typer.Option(help="Learning rates full_sft searches over.")] = None,
-    lora_lr: Annotated[list[float] | None, typer.Option(help="Learning rates lora_sft searches over.")] = None,
+    full_lr: Annotated[
+        list[float] | None,
+        typer.Option(help="Learning rates full_sft searches over; repeatable. Default: 1e-5, 3e-5, 1e-4."),
+    ] = None,
+    lora_lr: Annotated[
+        list[float] | None,
+        typer.Option(help="Learning rates lora_sft searches over; repeatable. Default: 1e-4, 3e-4, 1e-3."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     max_length: Annotated[int, typer.Option(min=8, help="Tokens of a training sequence.")] = 128,
     precision: Annotated[str, typer.Option(help="fp32 or bf16_autocast.")] = "fp32",
@@ -65,7 +72,9 @@ def evaluate_command(
 
     The study is kept in the run directory as study.json; with --write it can be read and changed first.
     """
+    from titer.records.store import write_atomically
     from titer.study.releaser import releaser_study
+    from titer.verdicts.attainable import attainable
 
     study = releaser_study(
         model=model, candidates=candidate, attack_data=attack_data, eval_prompts=eval_prompts, benign_data=benign_data,
@@ -73,9 +82,20 @@ def evaluate_command(
         full_lr=full_lr or (1e-5, 3e-5, 1e-4), lora_lr=lora_lr or (1e-4, 3e-4, 1e-3), batch_size=batch_size,
         max_length=max_length, precision=precision,
     )  # fmt: skip
+    best = attainable(study)
     if write:
-        write.write_text(yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True), sort_keys=False), "utf-8")
-        err.print(f"written: {write}; run it with `titer run {write}`", markup=False)
+        if write.exists():
+            raise UsageError("this file exists already", field="--write", value=str(write), expected="a new file",
+                             remedy="choose another name, or remove it first")  # fmt: skip
+        text = yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+        write_atomically(write, text)
+        if as_json:
+            print_json({"study": str(write), "digest": study.digest, "attainable": best})
+        elif not quiet:
+            err.print(f"Written: {write}. Best verdict attainable: {best}", markup=False)
+            err.print(f"Check it with `titer check {write}`, run it with `titer run {write}`.", markup=False)
         return
+    if not (quiet or as_json):
+        err.print(f"Best verdict attainable: {best}", markup=False)
     perform(study, run or Path("runs/evaluate"), reuse=reuse, workers=workers, threads=threads, transcripts=False,
             quiet=quiet, as_json=as_json)  # fmt: skip

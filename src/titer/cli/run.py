@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from titer.cli.console import out, print_json, print_verdict, progress
+from titer.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +38,10 @@ def perform(study, directory: Path, *, reuse, workers, threads, transcripts, qui
     """Run, judge, report, print; shared with `evaluate`."""
     import titer
 
+    for other in reuse or ():
+        if not (other / "cells").is_dir():  # a misspelt path would silently do all work anew
+            raise UsageError("there are no records to reuse", field="--reuse", value=str(other),
+                             expected="a run directory", remedy="check the path")  # fmt: skip
     with progress(quiet or as_json) as report:
         titer.run(study, directory, reuse=tuple(reuse or ()), workers=workers, threads=threads,
                   keep_transcripts=transcripts, report=report)  # fmt: skip
