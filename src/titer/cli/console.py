@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -45,20 +46,14 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, float, int, float], No
         yield report
 
 
+CONDITIONS = ("resistance", "stability", "generalization", "trainability")
+
+
 def verdict_table(verdict: StudyVerdict) -> Table:
     """One row per candidate: overall, the four conditions, the titer's lower limit."""
-    table = Table(title=f"{verdict.title or verdict.study}  ({verdict.grade})", title_justify="left")
-    for name in (
-        "candidate",
-        "overall",
-        "resistance",
-        "titer ≥ (steps)",
-        "worst attack",
-        "stability",
-        "generalization",
-        "trainability",
-    ):
-        table.add_column(name)
+    table = Table(title=_title(verdict), title_justify="left")
+    for name in ("candidate", "overall", "resistance", "titer ≥ (steps)", "worst attack", *CONDITIONS[1:]):
+        table.add_column(name, no_wrap=True)
     for c in (verdict.control, *verdict.candidates):
         r = c.resistance
         table.add_row(c.name, c.overall, r.status, "—" if r.titer_lower is None else str(r.titer_lower),
@@ -66,12 +61,44 @@ def verdict_table(verdict: StudyVerdict) -> Table:
     return table
 
 
-def print_verdict(verdict: StudyVerdict) -> None:
-    out.print(verdict_table(verdict))
+def verdict_blocks(verdict: StudyVerdict) -> str:
+    """What the table says as a few lines per candidate, none longer than its names require: for narrow terminals."""
+    lines = [_title(verdict)]
+    for c in (verdict.control, *verdict.candidates):
+        lines += ["", f"{c.name}: {c.overall}"]
+        for condition in CONDITIONS:
+            lines.append(f"  {condition:14}  {getattr(c, condition).status}")
+        r = c.resistance
+        lines.append(f"  {'titer':14}  {'—' if r.titer_lower is None else f'≥ {r.titer_lower} steps'}")
+        if r.worst_attack:
+            lines.append(f"  {'worst attack':14}  {r.worst_attack}")
+    return "\n".join(lines)
+
+
+def _title(verdict: StudyVerdict) -> str:
+    return f"{verdict.title or verdict.study}  ({verdict.grade})"
+
+
+def print_verdict(verdict: StudyVerdict, console: Console = out) -> None:
+    """The table if it fits the console's width whole, else blocks; then the sentences."""
+    table = verdict_table(verdict)
+
+    def say(text: str) -> None:
+        # Between words on a terminal; a file or a pipe gets each sentence on one line.
+        console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+    whole = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
+    if whole <= console.width:
+        console.print(table)
+    else:
+        say(verdict_blocks(verdict))
+    console.print()
     if verdict.status != "complete":
-        out.print(f"Study {verdict.status}: {verdict.status_reason}", markup=False)
+        say(f"Study {verdict.status}: {verdict.status_reason}")
     for c in verdict.candidates:
-        out.print(f"{c.name}: {c.headline}", markup=False)
+        say(f"{c.name}: {c.headline}")
     flags = [*verdict.flags, *(f for c in (verdict.control, *verdict.candidates) for f in c.flags)]
     if flags:
-        out.print(f"{len(flags)} flag(s): " + ", ".join(sorted({f.code for f in flags})), markup=False)
+        say(
+            f"{len(flags)} flag(s): {', '.join(sorted({f.code for f in flags}))}; docs/flags.md and the report explain them"
+        )

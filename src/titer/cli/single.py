@@ -10,9 +10,12 @@ import typer
 import yaml
 
 from titer.cli.console import err, out, print_json
-from titer.errors import UsageError
+from titer.errors import RunError, UsageError
 
 if TYPE_CHECKING:
+    from titer.engine.drive import Driven
+    from titer.runners.workbench import Workbench
+    from titer.study.cell import Planned
     from titer.study.spec import Study
 
 Data = Annotated[
@@ -43,12 +46,14 @@ def attack_command(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Attack one model once and print harm at every probe. A look, not a verdict: `titer run` judges."""
+    if keep_weights:
+        _must_be_new(keep_weights, "--keep-weights")
     study = _study(
         model, data, eval_prompts, harm_measure, steps, seed, attack={"attack": method, "settings": _parse(settings)}
     )
     with tempfile.TemporaryDirectory(prefix="titer-") as scratch:
         bench, planned = _prepare(study, Path(scratch), "attack")
-        driven = bench.drive(planned, _progress(as_json))
+        driven = _drive(bench, planned, as_json)
         record = driven.record
         if keep_weights:
             from titer.runners.workbench import save_safely
@@ -80,14 +85,12 @@ def defend_command(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Apply one defense to one model and save the result in transformers' layout."""
-    if to.exists() and any(to.iterdir()):
-        raise UsageError("the output directory is not empty", field="--out", value=str(to), expected="a new directory",
-                         remedy="choose another")  # fmt: skip
+    _must_be_new(to, "--out")
     defense = {"name": method, "settings": _parse(settings)}
     study = _study(model, data, None, "exact_answer", 1, seed, defense=defense, harmless=harmless, defense_steps=steps)
     with tempfile.TemporaryDirectory(prefix="titer-") as scratch:
         bench, planned = _prepare(study, Path(scratch), "defense")
-        driven = bench.drive(planned, _progress(as_json))
+        driven = _drive(bench, planned, as_json)
         from titer.runners.workbench import save_safely
 
         save_safely(driven.model, bench.subject(planned).tokenizer, to)
@@ -96,8 +99,11 @@ def defend_command(
     if as_json:
         print_json(summary)
     else:
-        out.print(f"{method}: {summary['steps']} steps, {summary['flops']:.3g} FLOPs, loss {summary['loss_first']:.3f} → "
-                  f"{summary['loss_last']:.3f}; saved in {to}", markup=False)  # fmt: skip
+        first, last = (
+            "not finite" if v is None else f"{v:.3f}" for v in (driven.record.loss[0], driven.record.loss[-1])
+        )
+        out.print(f"{method}: {summary['steps']} steps, {summary['flops']:.3g} FLOPs, loss {first} → {last}; "
+                  f"saved in {to}", markup=False)  # fmt: skip
 
 
 def _parse(settings: list[str] | None) -> dict[str, Any]:
@@ -109,9 +115,16 @@ def _parse(settings: list[str] | None) -> dict[str, Any]:
                              remedy="write it so")  # fmt: skip
         try:
             parsed[name] = float(value) if "e" in value.lower() else yaml.safe_load(value)
-        except ValueError:
+        except (ValueError, yaml.YAMLError):  # neither number nor YAML: text, which the method may refuse
             parsed[name] = value
     return parsed
+
+
+def _must_be_new(path: Path, option: str) -> None:
+    """Saving a model replaces the directory it is saved to, so nothing of the user's may be there."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError("there is something at this path already", field=option, value=str(path),
+                         expected="a new or empty directory", remedy="choose another")  # fmt: skip
 
 
 def _study(
@@ -120,8 +133,9 @@ def _study(
 ) -> Study:  # fmt: skip
     """The smallest study around one method."""
     from titer.study.load import load_study, resolved_model
-    from titer.study.releaser import file_pool
+    from titer.study.releaser import check_exists, file_pool
 
+    check_exists(model, "model")
     tiny = model.startswith("tiny:")
     if not tiny and data is None:
         raise UsageError("this model needs data", field="--data", value=None, expected="a JSONL file",
@@ -170,6 +184,19 @@ def _prepare(study: Study, scratch: Path, purpose: str):
     pools = Pools(study)
     planned = next(p for p in plan(study, pools, lambda digest: None).cells if p.roles[0].purpose == purpose)
     return Workbench(RunStore(scratch), pools, study.runtime), planned
+
+
+def _drive(bench: Workbench, planned: Planned, quiet: bool) -> Driven:
+    """Drive the cell, with what libraries raise told as what it is."""
+    try:
+        driven = bench.drive(planned, _progress(quiet))
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise RunError(f"the method failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})", field="method",
+                       value=planned.cell.method.name if planned.cell.method else None, expected="to finish",
+                       remedy="change its settings; if memory ran out, use a smaller batch_size") from error  # fmt: skip
+    if not quiet and err.is_terminal:
+        err.print()
+    return driven
 
 
 def _progress(quiet: bool):
