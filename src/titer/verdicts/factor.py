@@ -42,24 +42,13 @@ def factor(evidence: Evidence, candidate: str, reference: str, judged: list[Judg
         return Factor(against=reference, estimate=None, interval=Interval(low=0.0, high=None, level=level),
                       quantile=spec.quantile, text=text)  # fmt: skip
 
-    spans = {name: [_spans(evidence, name, a, spec.phi) for a in labels] for name in (candidate, reference)}
+    spans = {name: [spans_of(evidence, name, a, spec.phi) for a in labels] for name in (candidate, reference)}
     if not labels or any(s is None for group in spans.values() for s in group):
         return nothing("not available: seeds of the candidate or of the reference are missing")
-    half, each = evidence.design.alpha / 2, evidence.design.alpha / (2 * len(labels))
     top, bottom = ([s for s in spans[name] if s is not None] for name in (candidate, reference))
-    (l1, u1), (l2, u2) = _sample(top, spec.quantile), _sample(bottom, spec.quantile)
-    if u2 == 0:
-        return nothing("not defined: breaking the reference costs nothing")
-    (a1, b1), (a2, b2) = _limits(top, spec.quantile, half, each), _limits(bottom, spec.quantile, half, each)
-    low = a1 / b2 if math.isfinite(b2) and b2 > 0 else 0.0
-    high = b1 / a2 if math.isfinite(b1) and a2 > 0 else None
-    grid = f"between {_ratio(l1, u2)} and {_ratio(u1, l2)} on the probe grid"
-    if math.isinf(u2):
-        estimate, text = None, "not available: the reference is not broken by T"
-    elif math.isinf(u1):
-        estimate, text = None, f"at least {_ratio(l1, u2)} times: the candidate is not broken by T"
-    else:
-        estimate, text = u1 / u2, f"{u1 / u2:.3g} times, {grid}"
+    estimate, low, high, text = ratio_of_minima(top, bottom, spec.quantile, evidence.design.alpha)
+    if text.startswith("not defined"):
+        return nothing(text)
     if low == 0 and high is None:
         text += f"; {len(evidence.design.seeds)} seeds give no finite {level:.0%} interval"
     if reference != CONTROL:
@@ -68,7 +57,28 @@ def factor(evidence: Evidence, candidate: str, reference: str, judged: list[Judg
                   quantile=spec.quantile, text=text)  # fmt: skip
 
 
-def _spans(evidence: Evidence, name: str, attack: str, phi: float) -> list[Span] | None:
+def ratio_of_minima(
+    top: list[list[Span]], bottom: list[list[Span]], q: float, alpha: float
+) -> tuple[float | None, float, float | None, str]:
+    """(estimate, low, high, words) for the ratio of two minima over attacks of the q-quantile of τ; low and high one-sided at α each.
+
+    top, bottom: per attack the (l, u] of every seed. Each end's error is halved between numerator and denominator; the upper limit
+    of a minimum over A attacks is taken at α/(2A).
+    """
+    (l1, u1), (l2, u2) = _sample(top, q), _sample(bottom, q)
+    if u2 == 0:
+        return None, 0.0, None, "not defined: breaking the reference costs nothing"
+    (a1, b1), (a2, b2) = (_limits(g, q, alpha / 2, alpha / (2 * len(g))) for g in (top, bottom))
+    low = a1 / b2 if math.isfinite(b2) and b2 > 0 else 0.0
+    high = b1 / a2 if math.isfinite(b1) and a2 > 0 else None
+    if math.isinf(u2):
+        return None, low, high, "not available: the reference is not broken by T"
+    if math.isinf(u1):
+        return None, low, high, f"at least {_ratio(l1, u2)} times: the candidate is not broken by T"
+    return u1 / u2, low, high, f"{u1 / u2:.3g} times, between {_ratio(l1, u2)} and {_ratio(u1, l2)} on the probe grid"
+
+
+def spans_of(evidence: Evidence, name: str, attack: str, phi: float) -> list[Span] | None:
     """(l, u] in FLOPs per run; None unless every preregistered seed has a run."""
     tracks = evidence.tracks(name, attack)
     if not set(evidence.design.seeds) <= {k.seed for k in tracks} or any(k.missing for k in tracks):
