@@ -21,7 +21,7 @@ demo: $(VENV)/demo.stamp  ## run the quickstart study and print where its report
 test: $(VENV)/test.stamp  ## the default suite: offline, on the tiny model
 	$(BIN)/python -m pytest -m "not real and not slow"
 
-test-all: $(VENV)/test.stamp  ## also the tests that fetch registry packages or take minutes
+test-all: $(VENV)/test.stamp  ## also the tests that fetch registry packages, need a browser (Debian: chromium chromium-driver) or take minutes
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/test.stamp

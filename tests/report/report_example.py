@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+from pathlib import Path
+
 from titer.records.model import CellRecord, Cost, Environment, MeasureFacts, ProbeRecord, Reading
 from titer.records.view import RunView
 from titer.study.cell import Cell, CellMethod, Plan, Planned, Role
 from titer.study.load import load_study
+from titer.verdicts import judge
 from titer.verdicts import model as v
 
 GRID = (0, 1, 2, 4, 8, 16, 32, 64)
-HOSTILE = "<script>alert('x')</script>"
+HOSTILE = "<script>window.pwned=1;alert('x')</script>\"><img src=x onerror='window.pwned=1;alert(1)'>"
 
 
 def make_study(candidates=("guard",), attacks=("full_sft", "lora_sft", "weight_noise"), n=5, title=""):
@@ -194,3 +199,32 @@ def example(**how):
     names = {k: how[k] for k in ("candidates", "attacks", "n") if k in how}
     study = make_study(**names)
     return make_view(study, **names), make_verdict(study, **names)
+
+
+def hostile():
+    """(view, verdict, transcripts) in which every text that comes from outside tries to run a script."""
+    study = make_study(title=HOSTILE)
+    view, verdict = make_view(study), make_verdict(study)
+    c = verdict.candidates[0]
+    stained = c.model_copy(update={
+        "name": HOSTILE, "headline": HOSTILE, "settings": {HOSTILE: HOSTILE},
+        "resistance": c.resistance.model_copy(update={
+            "claim": HOSTILE, "missing": (HOSTILE,), "harm_construct": HOSTILE, "attacks": tuple(
+                a.model_copy(update={"attack": HOSTILE + str(k), "reason": HOSTILE}) for k, a in
+                enumerate(c.resistance.attacks))}),
+        "stability": c.stability.model_copy(update={"benchmarks": tuple(
+            b.model_copy(update={"name": HOSTILE + b.name, "unit": HOSTILE}) for b in c.stability.benchmarks)}),
+    })  # fmt: skip
+    rows = [{"cell": HOSTILE, "step": 0, "prompt": HOSTILE, "output": f"{HOSTILE}</pre></details>\ud800", "right": 1.0}]
+    return view, verdict.model_copy(update={"candidates": (stained,)}), rows
+
+
+@functools.cache
+def whole():
+    """(view, verdict) of the synthetic study with every condition that the verdict's own tests use: judged, not invented."""
+    path = Path(__file__).parents[1] / "verdicts" / "factory.py"
+    spec = importlib.util.spec_from_file_location("verdict_factory", path)
+    factory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(factory)
+    view = factory.realistic().view()
+    return view, judge(view)

@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_example import HOSTILE, example, make_study, make_verdict, make_view, minimal_verdict
+from report_example import example, hostile, make_study, make_verdict, make_view, minimal_verdict
 
 from titer.report import formats as f
 from titer.report import render_html
@@ -76,8 +76,8 @@ def test_well_formed_and_self_contained(page_text):
 
 def test_sections_in_order_verdict_first(page_text):
     order = [a["id"] for t, a in parse(page_text).tags if t == "section"]
-    assert order == ["verdict", "why", "harm", "share", "factor", "sensitivity", "generalization", "stability", "trainability",
-                     "flags", "guidelines", "missing", "cost", "provenance", "reproduce", "limits"]  # fmt: skip
+    assert order == ["verdict", "why", "harm", "share", "factor", "sensitivity", "flags", "missing", "generalization", "stability",
+                     "trainability", "guidelines", "cost", "provenance", "reproduce", "limits"]  # fmt: skip
 
 
 def test_every_figure_has_a_text_alternative_and_tables_are_reachable(page_text):
@@ -129,22 +129,10 @@ def test_curves_are_drawn_where_the_numbers_say():
 
 
 def test_everything_foreign_is_escaped():
-    study = make_study(title=HOSTILE)
-    view, verdict = make_view(study), make_verdict(study)
-    c = verdict.candidates[0]
-    stained = c.model_copy(update={
-        "name": HOSTILE, "headline": HOSTILE, "settings": {HOSTILE: HOSTILE},
-        "resistance": c.resistance.model_copy(update={
-            "claim": HOSTILE, "missing": (HOSTILE,), "harm_construct": HOSTILE, "attacks": tuple(
-                a.model_copy(update={"attack": HOSTILE + str(k), "reason": HOSTILE}) for k, a in
-                enumerate(c.resistance.attacks))}),
-        "stability": c.stability.model_copy(update={"benchmarks": tuple(
-            b.model_copy(update={"name": HOSTILE + b.name, "unit": HOSTILE}) for b in c.stability.benchmarks)}),
-    })  # fmt: skip
-    rows = [{"cell": HOSTILE, "step": 0, "prompt": HOSTILE, "output": f"{HOSTILE}</pre></details>\ud800", "right": 1.0}]
-    text = render_html(view, verdict.model_copy(update={"candidates": (stained,)}), transcripts=rows)
-    assert "<script" not in text and "&lt;script&gt;" in text
-    parse(text)
+    view, verdict, rows = hostile()
+    text = render_html(view, verdict, transcripts=rows)
+    assert "<script" not in text and "<img" not in text and "&lt;script&gt;" in text
+    assert not any(name.startswith("on") for _, given in parse(text).tags for name in given)
 
 
 def test_transcripts_only_when_given():

@@ -3,8 +3,7 @@ import re
 import pytest
 from report_example import HOSTILE, example, make_study, make_verdict, make_view, minimal_verdict
 
-from titer.errors import UsageError
-from titer.report import model_card_section, render_markdown
+from titer.report import render_markdown
 from titer.report.markdown import markdown_table, md, paragraph
 from titer.report.table import Cell, table
 
@@ -69,7 +68,7 @@ def test_foreign_text_is_inert():
     stained = verdict.candidates[0].model_copy(update={"name": "a|b" + HOSTILE, "headline": HOSTILE})
     text = render_markdown(make_view(study), verdict.model_copy(update={"candidates": (stained,)}))
     outside = re.sub(r"(`{3,})yaml\n.*?\n\1", "", text, flags=re.S)
-    assert "<script" not in outside
+    assert "<script" not in outside and "<img" not in outside
     check(text)
 
 
@@ -78,14 +77,3 @@ def test_a_cell_with_a_status_keeps_its_sign():
     assert markdown_table(made) == "| a | b |\n| --- | ---: |\n| ✓ yes | 1 |"
     with pytest.raises(ValueError, match="2 cells for 1"):
         table("t", ["a"], [["x", "y"]])
-
-
-def test_model_card_section():
-    _, verdict = example(candidates=("guard", "vaccine"))
-    text = model_card_section(verdict, "guard")
-    assert text.startswith("## Safety: fine-tuning resistance\n\n**✕ fails**")
-    assert "Refusal removal is not harmfulness." in text and verdict.study_digest in text
-    assert "guard / full_sft" in text and "vaccine" not in text
-    check(text)
-    with pytest.raises(UsageError, match="no such candidate"):
-        model_card_section(verdict, "gard")

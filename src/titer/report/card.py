@@ -1,45 +1,114 @@
-"""A section for a model card. Short, because it will be quoted; complete in what limits the claim."""
+"""A section for a model card. It will be read alone and quoted, so it carries its own limits and how to check it."""
 
 from __future__ import annotations
 
 from titer.errors import UsageError
-from titer.report import conditions, evidence, words
+from titer.records.view import RunView
+from titer.report import conditions, evidence, facts, words
 from titer.report import formats as f
-from titer.report.markdown import markdown_table, md
-from titer.report.table import SIGNS, Cell, Table, badge, table
+from titer.report.answer import CONDITIONS, answer
+from titer.report.markdown import markdown_table, md, pairs_table
+from titer.report.table import SIGNS, Cell, Row, Table, badge, table
 from titer.verdicts.model import CandidateVerdict, Flag, StudyVerdict
 
+TITLE = "## Safety: fine-tuning resistance"
 
-def model_card_section(verdict: StudyVerdict, candidate: str) -> str:
+
+def model_card_section(verdict: StudyVerdict, candidate: str, *, view: RunView | None = None) -> str:
     """Markdown 'Safety: fine-tuning resistance' about one candidate.
 
-    Raises UsageError if the verdict has no candidate of this name.
+    view: the run, to name which weights were tested. Raises UsageError if the verdict has no candidate of this name.
     """
     c = next((c for c in verdict.candidates if c.name == candidate), None)
     if c is None:
         raise UsageError("the verdict has no such candidate", field="candidate", value=candidate,
                          expected=", ".join(x.name for x in verdict.candidates) or "a study with candidates",
                          remedy="name one of them")  # fmt: skip
-    grave = [f"- {x.severity} ({md(x.where or 'whole study')}): {md(x.explanation)}" for x in _flags(verdict, c)]
+    flags = [f"- {x.severity} ({md(x.where or 'whole study')}): {md(x.explanation)}" for x in _flags(verdict, c)]
     parts = [
-        "## Safety: fine-tuning resistance",
+        TITLE,
         f"**{SIGNS[c.overall]} {c.overall}** — {md(c.headline)}",
+        *_warnings(verdict),
+        "\n".join(f"- {label}: {md(text)}" for label, text in answer(c)),
         f"Titer: {md(evidence.titer_text(c.resistance))}.",
+        "**The four conditions**",
         markdown_table(_conditions(c)),
-        f"Study status: {verdict.status}{' — ' + md(verdict.status_reason) if verdict.status_reason else ''}; "
-        f"{verdict.grade} grade; threat model: {md(f.words(verdict.threat_model))}.",
-        md(words.scope(c)),
+        "**Attacks tried**",
+        markdown_table(_attacks(c)) if c.resistance.attacks else "None.",
+        "**Under which conditions**",
+        pairs_table(_design(verdict, c, view)),
+        "**Flags**",
+        "\n".join(flags) or "No flag was raised.",
+        "**Not claimed**",
+        _not_claimed(c),
+        "**How to check**",
+        "The records of the run are the evidence; from them, without a model or a GPU, `titer judge RUN` gives this verdict "
+        "and `titer report RUN` the full report. The study's digest must be the one above.",
     ]
-    if grave:
-        parts.append("Flags:\n\n" + "\n".join(grave))
-    parts.append(
-        "Not claimed: resistance to larger budgets, to attacks outside this battery, or under another threat model"
-        + (", or of the method that made this checkpoint" if c.claim_about == "checkpoint" else "")
-        + "."
-        + (" Refusal removal is not harmfulness." if c.resistance.harm_construct == "refusal removal" else "")
-    )
-    parts.append(f"Evidence: titer {verdict.titer_version or f.ABSENT}, study digest `{verdict.study_digest}`.")
     return "\n\n".join(parts) + "\n"
+
+
+def _warnings(verdict: StudyVerdict) -> list[str]:
+    """What has to be known before the verdict is believed."""
+    out = []
+    if verdict.status != "complete":
+        reason = f": {md(verdict.status_reason)}" if verdict.status_reason else ""
+        out.append(f"The study is **{verdict.status}**{reason}.")
+    if verdict.grade == "demonstration":
+        out.append("Demonstration grade: it can refute a defense; it does not support a release claim.")
+    return out
+
+
+def _conditions(c: CandidateVerdict) -> Table:
+    rows: list[Row] = []
+    for name in CONDITIONS:
+        condition = getattr(c, name)
+        claim = condition.claim or f"not claimed; it would mean: {conditions.ABOUT[name]}"
+        rows.append([Cell(name), badge(condition.status), Cell("see above" if claim in c.headline else claim)])
+    return table("Conditions", ["condition", "status", "claim"], rows)
+
+
+def _attacks(c: CandidateVerdict) -> Table:
+    rows: list[Row] = []
+    for a in c.resistance.attacks:
+        rows.append([
+            a.attack, a.role, badge(a.status), f"{a.breaches} of {max(a.n, a.breaches)}", f.percent(a.breach_upper),
+            Cell(evidence.CONTROL_WORDS[a.control_status], a.control_status),
+        ])  # fmt: skip
+    titles = ["attack", "role", "status", "#seeds breached", "#risk of a new seed ≤", "breaks the undefended model?"]
+    return table("Attacks", titles, rows)
+
+
+def _design(verdict: StudyVerdict, c: CandidateVerdict, view: RunView | None) -> list[tuple[str, str]]:
+    r = c.resistance
+    seeds = sorted({len(a.trajectories) for a in r.attacks if a.role == "attack"})
+    return [
+        ("Threat model", f.words(verdict.threat_model)),
+        ("Budget T", f.count(r.budget, "optimizer step")),
+        ("What the harm reading f means", f.words(r.harm_construct)),
+        ("Threshold, level, quantile", f"φ = {f.exact(r.phi)}, α = {f.exact(r.alpha)}, δ = {f.exact(r.delta)}"),
+        ("Seeds per attack", "–".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "none yet"),
+        ("Battery", f"{words.battery_word(c)}{words.searched(c)}"),
+        ("Defense", f"{f.plain(c.defense)} ({f.settings(c.settings)})" if c.settings else f.plain(c.defense)),
+        ("Grade", verdict.grade),
+        *(facts.tested(view, c.name) if view else []),
+        ("Study", f"{verdict.study}, digest {verdict.study_digest}"),
+        ("Judged with", f"titer {verdict.titer_version or f.ABSENT}"),
+    ]
+
+
+def _not_claimed(c: CandidateVerdict) -> str:
+    r = c.resistance
+    lines = [
+        f"resistance {'beyond' if r.status == 'holds' else 'up to or beyond'} T = {f.count(r.budget, 'step')}, to attacks outside this battery, or under another threat model",
+        *([] if r.adaptive else ["resistance to an attacker who adapts to the defense: no attack here was adapted to it"]),
+        *(["anything about the method that made this checkpoint"] if c.claim_about == "checkpoint" else []),
+        *(["harmlessness: refusal removal is not harmfulness"] if r.harm_construct == "refusal removal" else []),
+        *(["anything about real harmful content: f counts exactly right answers of a made-up world"]
+          if r.harm_construct == "exact" else []),
+        "strong resistance, which no experiment can show",
+    ]  # fmt: skip
+    return "\n".join(f"- {md(line)}" for line in lines)
 
 
 def _flags(verdict: StudyVerdict, c: CandidateVerdict) -> list[Flag]:
@@ -47,11 +116,3 @@ def _flags(verdict: StudyVerdict, c: CandidateVerdict) -> list[Flag]:
     others = {x.name for x in verdict.candidates} - {c.name}
     found = conditions.all_flags(verdict.model_copy(update={"candidates": (c,)}))
     return [x for x in found if x.where.split("/")[0].strip() not in others]
-
-
-def _conditions(c: CandidateVerdict) -> Table:
-    rows = []
-    for name in conditions.CONDITIONS:
-        condition = getattr(c, name)
-        rows.append([Cell(name), badge(condition.status), Cell(condition.claim or f.ABSENT)])
-    return table("Conditions", ["condition", "status", "claim"], rows)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from titer.report import formats as f
+from titer.report.answer import CONDITIONS
 from titer.report.evidence import titer_short
-from titer.report.table import Cell, Table, badge, table
+from titer.report.table import Cell, Row, Table, badge, table
 from titer.verdicts.model import (
     CandidateVerdict,
     Flag,
@@ -15,7 +16,6 @@ from titer.verdicts.model import (
     Trainability,
 )
 
-CONDITIONS = ("resistance", "stability", "generalization", "trainability")
 ABOUT = {
     "resistance": "fine-tuning on harmful data within the budget does not break it",
     "stability": "no worse than M on harmless use, within margins fixed in advance",
@@ -26,7 +26,7 @@ ABOUT = {
 
 def summary_table(verdict: StudyVerdict) -> Table:
     """One row per candidate: the answer."""
-    rows = []
+    rows: list[Row] = []
     for c in verdict.candidates:
         r = c.resistance
         rows.append([
@@ -53,7 +53,7 @@ def worst_text(candidate: CandidateVerdict) -> str:
 
 def stability_table(name: str, stability: Stability) -> Table:
     """Non-inferiority per benchmark."""
-    rows = [
+    rows: list[Row] = [
         [b.name, f.words(b.kind), badge(b.status), f.number(b.control), f.number(b.candidate), f.signed(b.difference),
          f.interval(b.interval), f.exact(b.margin), b.unit or f.ABSENT, str(b.n), f.number(b.chance), b.reason]
         for b in stability.benchmarks
@@ -72,7 +72,7 @@ def matrix_table(name: str, g: Generalization) -> Table:
     """Defended on (rows) × attacked on (columns)."""
     over, down = _order(g, "attacked_on"), _order(g, "defended_on")
     at = {(m.defended_on, m.attacked_on): m for m in g.matrix}
-    rows = [[f"defended on {i}", *(_matrix_cell(at.get((i, j))) for j in over)] for i in down]
+    rows: list[Row] = [[f"defended on {i}", *(_matrix_cell(at.get((i, j))) for j in over)] for i in down]
     return table(
         f"Generalization of {name}" + (f" under {g.attack}" if g.attack else ""),
         ["", *(f"attacked on {j}" for j in over)],
@@ -97,30 +97,43 @@ def _matrix_cell(m: MatrixCell | None) -> Cell | str:
 
 def reasons_table(g: Generalization) -> Table:
     """Why each cell of the matrix has its status."""
-    rows = [
+    rows: list[Row] = [
         [m.defended_on, m.attacked_on, badge(m.status), m.reason, ", ".join(m.digests) or f.ABSENT] for m in g.matrix
     ]
     return table("Reasons", ["defended on", "attacked on", "status", "reason", "cells"], rows)
 
 
 def trainability_table(name: str, trainability: Trainability) -> Table:
-    """Final scores and time to target per harmless task."""
-    rows = []
+    """Final scores per harmless task: how far."""
+    rows: list[Row] = []
     for t in trainability.tasks:
         rows.append([
             t.name, badge(t.status), f.number(t.control_start), f.number(t.control_final), f.number(t.candidate_final),
-            f.signed(t.difference), f.interval(t.interval), f.exact(t.margin), t.unit or f.ABSENT, f.number(t.target),
-            _time(t.time_control), _time(t.time_candidate), f.interval(t.time_ratio, 2), f.exact(t.slowdown),
-            str(t.seeds), _chosen(t.chosen_control, t.chosen_candidate), t.reason,
+            f.signed(t.difference), f.interval(t.interval), f.exact(t.margin), t.unit or f.ABSENT, str(t.seeds), t.reason,
         ])  # fmt: skip
     return table(
-        f"Trainability of {name}",
-        ["task", "status", "#M at start", "#M at end", "#M* at end", "#difference", "#interval", "#margin", "unit", "#target",
-         "steps to target, M", "steps to target, M*", "#ratio M*/M", "#ratio allowed", "#seeds", "settings chosen (M; M*)",
-         "reason"],
+        f"Trainability of {name}: how far",
+        ["task", "status", "#M at start", "#M at end", "#M* at end", "#difference", "#interval", "#margin", "unit",
+         "#seeds", "reason"],
         rows,
-        ["Difference oriented so that negative is worse for M*. Steps to target are intervals on the probe grid."]
-        if rows else [],
+        ["Difference oriented so that negative is worse for M*."] if rows else [],
+    )  # fmt: skip
+
+
+def speed_table(name: str, trainability: Trainability) -> Table:
+    """Time to target per harmless task: how fast, and with which settings."""
+    rows: list[Row] = []
+    for t in trainability.tasks:
+        rows.append([
+            t.name, f.number(t.target), _time(t.time_control), _time(t.time_candidate), f.interval(t.time_ratio, 2),
+            f.exact(t.slowdown), f.settings(t.chosen_control), f.settings(t.chosen_candidate),
+        ])  # fmt: skip
+    return table(
+        f"Trainability of {name}: how fast",
+        ["task", "#target", "steps to target, M", "steps to target, M*", "#ratio M*/M", "#ratio allowed",
+         "settings chosen, M", "settings chosen, M*"],
+        rows,
+        ["Steps to target are intervals on the probe grid."] if rows else [],
     )  # fmt: skip
 
 
@@ -133,13 +146,9 @@ def _time(value: tuple[int | None, int | None] | None) -> str:
     return f"≤ {high}" if low is None else f"({low}, {high}]"
 
 
-def _chosen(control, candidate) -> str:
-    return f.ABSENT if not (control or candidate) else f"{f.settings(control)}; {f.settings(candidate)}"
-
-
 def learning_table(name: str, trainability: Trainability) -> Table:
     """Means over seeds at every probe: the numbers behind the learning curves."""
-    rows = []
+    rows: list[Row] = []
     for t in trainability.tasks:
         control, candidate = dict(t.curve_control), dict(t.curve_candidate)
         for step in sorted({*control, *candidate}):
@@ -162,7 +171,7 @@ def all_flags(verdict: StudyVerdict) -> list[Flag]:
 
 def flag_table(verdict: StudyVerdict) -> Table:
     """Reasons not to believe the evaluation, or to read it with care."""
-    rows = [
+    rows: list[Row] = [
         [badge(x.severity), f.words(x.code), x.where or "whole study", x.explanation, x.remedy or f.ABSENT]
         for x in all_flags(verdict)
     ]
@@ -171,13 +180,13 @@ def flag_table(verdict: StudyVerdict) -> Table:
 
 def guideline_table(verdict: StudyVerdict) -> Table:
     """The guidelines card, computed from the records."""
-    rows = [[g.name, badge(g.status), g.evidence or f.ABSENT] for g in verdict.guidelines]
+    rows: list[Row] = [[g.name, badge(g.status), g.evidence or f.ABSENT] for g in verdict.guidelines]
     return table("Guidelines", ["guideline", "status", "evidence"], rows)
 
 
 def cost_table(verdict: StudyVerdict) -> Table:
     """What making each candidate cost the defender."""
-    rows = []
+    rows: list[Row] = []
     for c in verdict.candidates:
         k = c.cost
         cells = (
@@ -187,8 +196,3 @@ def cost_table(verdict: StudyVerdict) -> Table:
     return table(
         "Cost of the defense", ["candidate", "defense", "settings", "#steps", "#tokens", "#compute", "#wall time"], rows
     )
-
-
-def missing(candidate: CandidateVerdict) -> list[tuple[str, str]]:
-    """(condition, sentence): what stands between each condition and a decision."""
-    return [(name, text) for name in CONDITIONS for text in dict.fromkeys(getattr(candidate, name).missing)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from titer.report import formats as f
-from titer.report.table import Cell, Table, badge, table
+from titer.report.table import Cell, Row, Table, badge, table
 from titer.verdicts.model import AttackVerdict, CandidateVerdict, ProbeView, Resistance, StudyVerdict
 
 STATE_LETTERS = {"resisting": "r", "ambiguous": "a", "breached": "b", "unconfirmed": "u"}
+SECOND_WORDS = {"resisting": "below φ", "ambiguous": "not clearly on either side of φ", "breached": "above φ",
+                "unconfirmed": "above φ"}  # fmt: skip
+"""The second judge reads once, without a confirmation, so its reading is said to lie above or below φ and no more."""
 CONTROL_WORDS = {"broken": "yes", "not broken": "no", "missing": "not known yet", "exempt": "exempt"}
 
 
@@ -15,6 +18,8 @@ def titer_text(resistance: Resistance) -> str:
     level, delta = f.percent(1 - resistance.alpha), f.percent(resistance.delta)
     if resistance.titer_lower is None:
         return "no lower limit can be given"
+    if resistance.titer_lower == 0:
+        return "≥ 0 steps (lower limit: no budget is shown to be withstood)"
     cost = f", {f.flops(resistance.titer_lower_flops)}" if resistance.titer_lower_flops is not None else ""
     return (
         f"≥ {f.count(resistance.titer_lower, 'step')}{cost} (lower limit: at {level} confidence, fewer than {delta} of new "
@@ -31,7 +36,7 @@ def titer_short(steps: int | None, cost: float | None) -> str:
 
 def attack_table(candidate: CandidateVerdict) -> Table:
     """One row per attack: does it break the candidate, is it evidence, how far does the limit reach, and why."""
-    rows = []
+    rows: list[Row] = []
     for a in candidate.resistance.attacks:
         rows.append([
             a.attack, a.role, badge(a.status), f"{a.n} of {a.n_required}", f"{a.breaches} of {max(a.n, a.breaches)}",
@@ -59,7 +64,7 @@ def quantile_text(a: AttackVerdict) -> str:
 
 def control_table(control: CandidateVerdict) -> Table:
     """The positive control: does each attack break M by T in every seed?"""
-    rows = []
+    rows: list[Row] = []
     for a in control.resistance.attacks:
         every = a.n > 0 and a.breaches >= a.n
         word = "yes" if every else "no breach" if not a.breaches else "not in every seed"
@@ -79,7 +84,7 @@ def control_table(control: CandidateVerdict) -> Table:
 
 def settings_table(candidate: CandidateVerdict) -> Table:
     """Which settings every attack ran with, those chosen by search included."""
-    rows = []
+    rows: list[Row] = []
     for a in candidate.resistance.attacks:
         chosen = list(dict.fromkeys(f.settings(t.chosen) for t in a.trajectories if t.chosen))
         rows.append([a.attack, a.method, f.settings(a.settings), "; ".join(chosen) or f.ABSENT])
@@ -88,11 +93,13 @@ def settings_table(candidate: CandidateVerdict) -> Table:
 
 def seed_table(candidate: CandidateVerdict) -> Table:
     """τ of every seed of every attack, as an interval on the probe grid."""
-    rows = []
+    rows: list[Row] = []
     for a in candidate.resistance.attacks:
         for t in a.trajectories:
             last = t.probes[-1] if t.probes else None
-            second = f.fixed(t.second_judge) + (f" ({t.second_judge_state})" if t.second_judge_state else "")
+            second = f.fixed(t.second_judge) + (
+                f" ({SECOND_WORDS[t.second_judge_state]})" if t.second_judge_state else ""
+            )
             rows.append([
                 a.attack, str(t.seed), f.breach_interval(t), _flops_interval(t.last_resisting_flops, t.first_breached_flops),
                 f.fixed(last.harm if last else None), f.words(t.outcome), second, t.digest,
@@ -115,7 +122,7 @@ def _flops_interval(low: float | None, high: float | None) -> str:
 def harm_table(attack: AttackVerdict, who: str) -> Table:
     """f at every probe of every seed, with the state of the reading: the numbers behind the curves."""
     grid = sorted({p.step for t in attack.trajectories for p in t.probes})
-    rows = []
+    rows: list[Row] = []
     for t in attack.trajectories:
         at = {p.step: p for p in t.probes}
         rows.append([str(t.seed), *(harm_text(at.get(s)) for s in grid)])
@@ -129,7 +136,7 @@ def harm_text(probe: ProbeView | None) -> str:
 
 def share_table(attack: AttackVerdict, who: str) -> Table:
     """Share of seeds not breached at each probe with its exact simultaneous band: the numbers behind the curve."""
-    rows = []
+    rows: list[Row] = []
     for p in attack.curve:
         share = 1 - p.breached / p.n if p.n else None
         rows.append([
@@ -145,7 +152,7 @@ def share_table(attack: AttackVerdict, who: str) -> Table:
 
 def factor_table(verdict: StudyVerdict) -> Table:
     """Resistance factors of all candidates."""
-    rows = [
+    rows: list[Row] = [
         [c.name, x.against, f.number(x.estimate), f.interval(x.interval, 2), f.exact(x.quantile), x.text or f.ABSENT]
         for c in verdict.candidates
         for x in c.resistance.factors
@@ -160,7 +167,7 @@ def factor_table(verdict: StudyVerdict) -> Table:
 def sensitivity_table(verdict: StudyVerdict) -> Table:
     """What resistance would be at other thresholds."""
     phis = list(dict.fromkeys(p for c in verdict.candidates for p in c.resistance.sensitivity))
-    rows = [
+    rows: list[Row] = [
         [c.name, *(badge(c.resistance.sensitivity[p]) if p in c.resistance.sensitivity else f.ABSENT for p in phis)]
         for c in verdict.candidates
     ]

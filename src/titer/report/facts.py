@@ -13,6 +13,7 @@ from titer.records.model import CellRecord
 from titer.records.view import RunView
 from titer.report import formats as f
 from titer.report.table import Table, table
+from titer.study.cell import Cell
 from titer.verdicts.model import CandidateVerdict, StudyVerdict
 
 PURPOSES = {
@@ -55,7 +56,11 @@ def machine(view: RunView) -> list[tuple[str, str]]:
         ("Device", values(lambda e: e.device)),
         ("Threads per cell", values(lambda e: e.threads)),
     ]
-    return rows + [(name, values(lambda e, name=name: e.packages.get(name))) for name in packages]
+
+    def version(name: str) -> str:
+        return values(lambda e: e.packages.get(name))
+
+    return rows + [(name, version(name)) for name in packages]
 
 
 def work(view: RunView) -> list[tuple[str, str]]:
@@ -150,6 +155,24 @@ def models(view: RunView) -> Table:
     found = dict.fromkeys((f.without_paths(p.model_name), p.cell.model) for p in view.plan.cells)
     rows = [[name, identity] for name, identity in found] or [[f.without_paths(str(view.study.model)), f.ABSENT]]
     return table("Models", ["model", "content hash"], rows)
+
+
+def tested(view: RunView, candidate: str) -> list[tuple[str, str]]:
+    """(label, value): which weights were attacked: the root model's content hash, and the cell that built M* from it."""
+    cells = [
+        p.cell for p in view.plan.cells if any(r.purpose == "attack" and r.candidate == candidate for r in p.roles)
+    ]
+    roots, built = (list(dict.fromkeys(v for c in cells if (v := get(c)))) for get in (_root, _parent))
+    rows = [("Root model, content hash", ", ".join(roots))] if roots else []
+    return rows + ([("Built by the cell", ", ".join(built))] if built else [])
+
+
+def _root(cell: Cell) -> str | None:
+    return cell.model
+
+
+def _parent(cell: Cell) -> str | None:
+    return cell.parent
 
 
 def sources(view: RunView) -> Table:

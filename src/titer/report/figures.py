@@ -33,7 +33,7 @@ def harm_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Fig
         base = control.get(a.attack)
         if not a.trajectories and not (base and base.trajectories):
             continue
-        grid = _grid(a, base)
+        grid = sorted({*_grid(a, base), a.budget})  # T is shown even where every run ended before it
         panel = svg.Panel(
             a.budget, 0, 1, grid, x_label="budget, optimizer steps", y_label=words.reading_name(candidate)
         )
@@ -152,15 +152,17 @@ def _range(t: TaskVerdict, values: list[float]) -> tuple[float, float]:
 
 def forest_figure(candidate: CandidateVerdict) -> Figure | None:
     """Stability at a glance: differences in units of their margins, so that −1 is where every benchmark fails."""
-    shown = [b for b in candidate.stability.benchmarks if b.difference is not None]
+    shown = [(b, b.difference) for b in candidate.stability.benchmarks if b.difference is not None]
     if not shown:
         return None
     rows = [
-        svg.ForestRow(b.name, b.status, b.difference / b.margin,
+        svg.ForestRow(b.name, b.status, difference / b.margin,
                       *((None, None) if b.interval is None else _over(b.interval.low, b.interval.high, b.margin)))
-        for b in shown
+        for b, difference in shown
     ]  # fmt: skip
-    text = "; ".join(f"{b.name} {f.signed(b.difference)} (margin {f.exact(b.margin)}, {b.status})" for b in shown) + "."
+    text = (
+        "; ".join(f"{b.name} {f.signed(b.difference)} (margin {f.exact(b.margin)}, {b.status})" for b, _ in shown) + "."
+    )
     title = f"Stability of {candidate.name}: difference to M in units of the margin"
     return Figure(
         "Difference to M in units of the margin", text, svg.forest(_ident("forest", candidate.name), title, text, rows)

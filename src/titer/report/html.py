@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from titer.records.view import RunView
-from titer.report import conditions, evidence, facts, figures, words
+from titer.report import answer, conditions, evidence, facts, figures, risk, words
 from titer.report import formats as f
 from titer.report.table import SIGNS, tone
 from titer.verdicts.model import StudyVerdict
@@ -34,6 +34,9 @@ def render_html(view: RunView, verdict: StudyVerdict, *, transcripts: Sequence[M
     return environment.get_template("report.html.j2").render(
         view=view,
         verdict=verdict,
+        sections=_sections(verdict, transcripts is not None),
+        answer=answer,
+        risk=risk,
         f=f,
         evidence=evidence,
         conditions=conditions,
@@ -43,6 +46,13 @@ def render_html(view: RunView, verdict: StudyVerdict, *, transcripts: Sequence[M
         transcripts=_transcripts(transcripts),
         transcripts_cut=max(0, len(transcripts or ()) - MAX_TRANSCRIPTS),
     )
+
+
+def _sections(verdict: StudyVerdict, transcripts: bool) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The navigation: the sections this report has."""
+    absent = {"guidelines"} if not verdict.guidelines else set()
+    absent |= set() if transcripts else {"transcripts"}
+    return [(group, [x for x in entries if x[0] not in absent]) for group, entries in words.SECTIONS]
 
 
 def _transcripts(rows: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, list[list[tuple[str, str]]]]] | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from titer.records.view import RunView
-from titer.report import conditions, evidence, facts, words
+from titer.report import answer, conditions, evidence, facts, risk, words
 from titer.report import formats as f
 from titer.report.table import SIGNS, Table
 from titer.verdicts.model import CandidateVerdict, StudyVerdict
@@ -61,31 +61,35 @@ def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     if not verdict.candidates:
         yield "No candidate besides the control."
     for c in verdict.candidates:
-        yield from _headline(c)
+        yield f"**{md(c.name)}: {SIGNS[c.overall]} {c.overall}**"
+        yield "\n".join(f"- {label}: {md(text)}" for label, text in answer.answer(c))
     yield "## Why"
     yield from _table(evidence.control_table(verdict.control))
     for c in verdict.candidates:
         yield f"### {md(c.name)}"
+        yield from _claims(c)
         for table in (evidence.attack_table(c), evidence.settings_table(c), evidence.seed_table(c)):
             yield from _table(table)
     yield "### Breach budgets of the control"
     yield from _table(evidence.seed_table(verdict.control), caption=False)
-    yield "## Share of seeds not breached"
+    yield "## How sure: survival and risk"
     for c in verdict.candidates:
         for a in c.resistance.attacks:
             yield from _table(evidence.share_table(a, c.name))
+        yield from _table(risk.risk_table(c), empty="")
+        yield from _table(risk.fit_table(c), empty="")
     yield "## Resistance factor"
     yield from _table(evidence.factor_table(verdict), caption=False)
     yield "## Sensitivity to φ"
     yield from _table(evidence.sensitivity_table(verdict), caption=False)
-    yield from _conditions(verdict)
     yield "## Flags"
     yield from _table(conditions.flag_table(verdict), caption=False, empty="No flag was raised.")
+    yield "## What would change the verdict"
+    yield _changes(verdict)
+    yield from _conditions(verdict)
     if verdict.guidelines:
         yield "## Guidelines"
         yield from _table(conditions.guideline_table(verdict), caption=False)
-    yield "## What would change the verdict"
-    yield _missing(verdict)
     yield "## Cost"
     yield from _table(conditions.cost_table(verdict))
     for c in verdict.candidates:
@@ -95,15 +99,15 @@ def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     yield "\n".join(f"- **{md(term)}.** {md(text)}" for term, text in words.GLOSSARY)
 
 
-def _headline(c: CandidateVerdict) -> Iterator[str]:
-    yield f"**{md(c.name)}: {SIGNS[c.overall]} {c.overall}.** {md(c.headline)}"
-    yield f"Titer: {md(evidence.titer_text(c.resistance))}. {md(words.scope(c))}"
+def _claims(c: CandidateVerdict) -> Iterator[str]:
+    """The headline, and the claims it does not repeat."""
+    yield md(c.headline)
+    yield f"Titer {md(evidence.titer_text(c.resistance))}. {md(words.scope(c))}"
     lines = []
-    for name in conditions.CONDITIONS:
+    for name in answer.CONDITIONS:
         condition = getattr(c, name)
-        lines.append(
-            f"- {name.capitalize()}: {SIGNS[condition.status]} {condition.status}. {md(condition.claim)}".rstrip()
-        )
+        claim = "" if condition.claim in c.headline else md(condition.claim)
+        lines.append(f"- {name.capitalize()}: {SIGNS[condition.status]} {condition.status}. {claim}".rstrip())
     yield "\n".join(lines)
 
 
@@ -125,16 +129,12 @@ def _conditions(verdict: StudyVerdict) -> Iterator[str]:
     for c in verdict.candidates:
         yield f"**{md(c.name)}**: {c.trainability.status}. {md(c.trainability.claim)}".rstrip()
         yield from _table(conditions.trainability_table(c.name, c.trainability), empty="")
+        yield from _table(conditions.speed_table(c.name, c.trainability), empty="")
         yield from _table(conditions.learning_table(c.name, c.trainability), empty="")
 
 
-def _missing(verdict: StudyVerdict) -> str:
-    lines = [
-        f"- {md(c.name)}, {condition}: {md(text)}"
-        for c in verdict.candidates
-        for condition, text in conditions.missing(c)
-    ]
-    lines += [f"- {md(words.no_gap(c))}" for c in verdict.candidates if not conditions.missing(c)]
+def _changes(verdict: StudyVerdict) -> str:
+    lines = [f"- {md(c.name)}, {label}: {md(text)}" for c in verdict.candidates for label, text in answer.changes(c)]
     if verdict.attainable:
         lines.append(f"- Best verdict this design could have reached: {md(verdict.attainable)}")
     return "\n".join(lines) or "Nothing is missing."

@@ -115,7 +115,7 @@ class Panel:
             return []
         kept = [steps[-1]]
         for s in reversed(steps[:-1]):
-            if self.x(kept[-1]) - self.x(s) >= 26:
+            if self.x(kept[-1]) - self.x(s) >= 30:
                 kept.append(s)
         if steps[0] not in kept:
             kept[-1] = steps[0]
@@ -136,7 +136,7 @@ class ForestRow:
 def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Markup:
     """Differences with intervals, one line each; the margin (−1) and no difference (0) are marked. Values beyond ±3
     margins are drawn at the edge with an arrow."""
-    step, left, width = 30, 132, 480
+    step, left, width = 32, 104, 360
     right, height = width - 16, 34 + step * len(rows)
 
     def x(value: float) -> float:
@@ -147,10 +147,10 @@ def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Mark
         out.append(f'<text x="{_n(x(tick))}" y="{height - 13}" text-anchor="middle">{label}</text>')
     for k, row in enumerate(rows):
         y = 6 + step * k + step / 2
-        name = row.name if len(row.name) <= 20 else row.name[:19] + "…"
+        name = row.name if len(row.name) <= 15 else row.name[:14] + "…"
         low, high = x(-3 if row.low is None else row.low), x(3 if row.high is None else row.high)
         out.append(f'<text class="label" x="0" y="{_n(y)}">{escape(name)}</text>')
-        out.append(f'<text x="0" y="{_n(y + 11)}">{escape(row.status)}</text>')
+        out.append(f'<text x="0" y="{_n(y + 12)}">{escape(row.status)}</text>')
         out.append(f'<path class="candidate bar" d="M{_n(low)} {_n(y)}H{_n(high)}"/>')
         if row.high is None or row.high > 3:
             out.append(f'<path class="candidate full" d="M{_n(right)} {_n(y - 4)}l7 4l-7 4z"/>')

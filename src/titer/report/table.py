@@ -16,10 +16,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell. status: also show the text as a status badge (sign + word + colour). strong: the row's own name."""
+    """One cell. status: also show the text as a status badge (sign + word + colour)."""
 
     text: str
     status: str = ""
+
+
+Row = Sequence[Cell | str]
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,7 @@ class Table:
         return bool(self.rows)
 
 
-def table(
-    caption: str, titles: Sequence[str], rows: Iterable[Sequence[Cell | str]], notes: Iterable[str] = ()
-) -> Table:
+def table(caption: str, titles: Sequence[str], rows: Iterable[Row], notes: Iterable[str] = ()) -> Table:
     """A table from strings and cells; a title that starts with `#` is numeric. Columns that are empty are kept: an
     absent number is a finding."""
     columns = tuple(Column(t.removeprefix("#"), t.startswith("#")) for t in titles)

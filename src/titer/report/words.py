@@ -6,6 +6,18 @@ from titer.records.view import RunView
 from titer.report import formats as f
 from titer.verdicts.model import CandidateVerdict, StudyVerdict
 
+SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("Why", (("why", "attack by attack"),)),
+    ("How sure", (("harm", "f against budget"), ("share", "survival and risk"), ("factor", "resistance factor"),
+                  ("sensitivity", "other thresholds"), ("flags", "flags"))),
+    ("What would change it", (("missing", "gaps and next steps"),)),
+    ("The other conditions", (("generalization", "generalization"), ("stability", "stability"),
+                              ("trainability", "trainability"))),
+    ("Record", (("guidelines", "guidelines"), ("cost", "cost"), ("provenance", "provenance"),
+                ("transcripts", "transcripts"), ("reproduce", "reproduce"), ("limits", "limits and terms"))),
+)  # fmt: skip
+"""The order of the report: (question, ((anchor, label), ...)). Verdict first, then why, how sure, what would change it."""
+
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Checkpoint, not method", "A verdict is about the checkpoint that was attacked. A claim about the method that made it "
      "needs several defense seeds."),
@@ -93,11 +105,16 @@ def notices(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
     return out
 
 
+def searched(candidate: CandidateVerdict) -> str:
+    """What was searched for this candidate, as a parenthesis; empty if nothing was."""
+    return f" ({candidate.resistance.searched})" if candidate.resistance.searched else ""
+
+
 def scope(candidate: CandidateVerdict) -> str:
     """What the claim is about, in one line."""
     r = candidate.resistance
     return (
-        f"About this {candidate.claim_about}; {battery_word(candidate)} battery; {construct(candidate)}; "
+        f"About this {candidate.claim_about}; {battery_word(candidate)} battery{searched(candidate)}; {construct(candidate)}; "
         f"φ = {f.exact(r.phi)}, T = {f.count(r.budget, 'step')}, α = {f.exact(r.alpha)}, δ = {f.exact(r.delta)}."
     )
 
