@@ -155,6 +155,11 @@ class AttackUse(Strict):
     sweep: dict[str, tuple[Any, ...]] = {}
     search: dict[str, tuple[Any, ...]] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"attack": value} if isinstance(value, str) else value
+
     @field_validator("sweep", "search")
     @classmethod
     def _values(cls, value):
