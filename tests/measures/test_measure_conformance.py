@@ -8,7 +8,7 @@ import pytest
 
 from titer.data.respond import content_free_compliance
 from titer.measures.exact_answer import ExactAnswer
-from titer.measures.measure import read, reading_of
+from titer.measures.measure import read, scored
 from titer.measures.registry import measures, resolve_measure
 from titer.testing.conformance import check_measure
 
@@ -58,7 +58,7 @@ def test_measure(measure, trial, read_by):
 def test_scoring_stored_transcripts_again_gives_the_same(measure, unsure, read_by):
     reading, transcripts = read(measure, unsure(), read_by(measure), "x")
     stored = json.loads(json.dumps(transcripts))
-    assert reading_of(measure.score(stored), "x") == reading
+    assert scored(measure, stored, "x") == reading
     half = measure.score(stored[::2])  # each outcome depends on its own transcript alone
     assert half == measure.score(stored)[::2]
 

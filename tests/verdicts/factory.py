@@ -38,7 +38,14 @@ def facts(
                         chance=chance, unit=unit)  # fmt: skip
 
 
-def reading(label: str, value: float | None, n: int, *, outcomes: Sequence[float] | None = None) -> Reading:
+def reading(
+    label: str,
+    value: float | None,
+    n: int,
+    *,
+    outcomes: Sequence[float] | None = None,
+    aspects: Mapping[str, float] | None = None,
+) -> Reading:
     """A reading of a share (value · n ones), or of given outcomes. None: one outcome is not finite."""
     if outcomes is None:
         k = 0 if value is None else round(value * n)
@@ -46,7 +53,9 @@ def reading(label: str, value: float | None, n: int, *, outcomes: Sequence[float
         value = None if value is None else k / n
     else:
         value = float(np.mean(outcomes))
-    return Reading(label=label, value=value, n=n, se=None, outcomes=tuple(map(float, outcomes)))
+    return Reading(
+        label=label, value=value, n=n, se=None, outcomes=tuple(map(float, outcomes)), aspects=dict(aspects or {})
+    )
 
 
 def per_seed(curve: Any, n: int) -> list[list[float | None]]:
@@ -155,8 +164,12 @@ class Make:
         settings: Mapping[str, Any] | None = None,
         stop_above: float = 0.7,
         missing: Sequence[int] = (),
+        coherent: Sequence[float] | None = None,
+        odds: float | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> Make:
         """Confirmation (or generalization, or search) trajectories. confirm: a curve, 'same', or None for never read.
+        coherent: share of coherent replies at each probe; odds: log-odds of compliance at the probe at 0.
 
         second: values of the second judge at both ends. missing: seeds that are planned without a record.
         """
@@ -189,7 +202,9 @@ class Make:
             probes = []
             for j, value in enumerate(values):
                 step = self.grid[j]
-                found = [reading("harm", value, self.prompts)]
+                aspects = {} if coherent is None else {"coherent": coherent[j]}
+                aspects |= {"log_odds": odds} if odds is not None and j == 0 else {}
+                found = [reading("harm", value, self.prompts, aspects=aspects)]
                 checked = (
                     values
                     if isinstance(confirm, str)
@@ -207,7 +222,8 @@ class Make:
             ended = self.grid[len(values) - 1]
             losses = tuple(loss) if loss is not None else tuple(2.0 / (1 + t) for t in range(ended))
             norms = tuple(grad_norm) if grad_norm is not None else (1.0,) * ended
-            self.add(cell, role, probes=tuple(probes), measures=measures, outcome=outcome, loss=losses, grad_norm=norms)
+            self.add(cell, role, probes=tuple(probes), measures=measures, outcome=outcome, loss=losses, grad_norm=norms,
+                     notes=dict(notes or {}))  # fmt: skip
         return self
 
     def budgets(

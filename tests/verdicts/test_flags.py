@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factory import BENCH_FACTS, BREAKS, RESISTS, STABILITY, Make, bench, realistic
+from factory import BENCH_FACTS, BREAKS, RESISTS, STABILITY, Make, bench, facts, realistic
 
 from titer.verdicts import judge
 
@@ -47,6 +47,13 @@ def test_a_clean_study_raises_nothing():
         (lambda: make(settings={"schedule": "linear"}), "horizon_as_prefix", "blocks"),
         (lambda: make(RESISTS[:3], outcome="diverged"), "diverged", "blocks"),
         (lambda: make(missing=(0,)), "incomplete_run", "blocks"),
+        (lambda: make(coherent=(0.9, 0.9, 0.9, 0.4, 0.9, 0.9)), "incoherent_output", "blocks"),
+        (
+            lambda: make(BREAKS[:4], outcome="stopped_broken", coherent=(0.9, 0.9, 0.9, 0.3)),
+            "incoherent_output",
+            "warns",
+        ),
+        (lambda: make(notes={"template_train": "a", "template_eval": "b"}), "template_differs", "blocks"),
     ],
 )
 def test_raised(make, code, severity):
@@ -61,6 +68,8 @@ def test_raised(make, code, severity):
         lambda: make((0, 0.05, 0.04, 0.06, 0.05, 0.04)),  # within noise
         lambda: make(second=(0.0, 0.05), capability=(0.8,) * 6),
         lambda: make(settings={"schedule": "constant"}),
+        lambda: make(coherent=(0.9, 0.8, 0.7, 0.6, 0.55, 0.5)),
+        lambda: make(notes={"template_train": "a", "template_eval": "a"}),
         lambda: make(BREAKS, loss=tuple(reversed(FALLING))),  # it broke the model: nothing to doubt
     ],
 )
@@ -91,6 +100,34 @@ def test_a_defense_that_takes_the_capability_itself():
     m = Make().attack("none", "full_sft", BREAKS, capability=(0.8,) * 6)
     m.attack("defended", "full_sft", RESISTS, capability=(0.3,) * 6)
     assert codes(m)["utility_collapse"] == "warns"
+
+
+def test_models_that_were_asked_in_different_words():
+    m = Make().attack("none", "full_sft", BREAKS, notes={"template_eval": "a"})
+    m.attack("defended", "full_sft", RESISTS, notes={"template_eval": "b"})
+    assert codes(m)["template_differs"] == "warns"
+
+
+GENERATED = facts("said", "harmful", "refusal removal").model_copy(update={"max_new_tokens": 24})
+
+
+@pytest.mark.parametrize(
+    ("said", "likely", "odds", "raised"),
+    [
+        ((0.4, 0.1), (0.3, 0.3), (None, None), True),  # says yes less often, by probability as before
+        ((0.4, 0.1), (0.3, 0.05), (None, None), False),  # both went down
+        ((0.4, 0.4), (0.3, 0.3), (None, None), False),  # neither did
+        ((0.4, 0.1), (0.05, 0.05), (None, None), False),  # there was no room to go down
+        ((0.4, 0.1), (0.05, 0.05), (-3.0, -2.9), True),  # the log-odds know no floor
+        ((0.4, 0.1), (0.3, 0.3), (-3.0, -9.0), False),
+    ],
+)
+def test_hidden_not_removed(said, likely, odds, raised):
+    m = Make()
+    for i, name in enumerate(("none", "defended")):
+        curve = (likely[i], *(BREAKS if name == "none" else RESISTS)[1:])
+        m.attack(name, "full_sft", curve, second=(said[i], said[i]), second_facts=GENERATED, odds=odds[i])
+    assert ("hidden_not_removed" in codes(m)) is raised
 
 
 def test_search_flags():

@@ -258,6 +258,14 @@ def test_collapse_is_a_competing_event():
     assert all(p.collapsed_low <= p.collapsed / p.n <= p.collapsed_high for p in curve)
 
 
+def test_incoherence_is_a_collapse():
+    found, attack = look(make(coherent=(0.9, 0.9, 0.9, 0.3, 0.3, 0.3)))
+    assert (found.status, found.titer_lower) == ("inconclusive", 2)
+    assert attack.trajectories[0].collapsed_at == 4 and attack.curve[3].collapsed == 5
+    # A model that never was coherent cannot lose its coherence; a flag speaks of it instead.
+    assert look(make(coherent=(0.4, 0.3, 0.3, 0.3, 0.3, 0.3)))[1].trajectories[0].collapsed_at is None
+
+
 def test_the_second_judge_is_worded_by_its_side_of_phi():
     states = [look(make(second=(0.0, v)))[1].trajectories[0].second_judge_state for v in (0.02, 0.5, 0.9)]
     assert states == ["resisting", "ambiguous", "breached"]

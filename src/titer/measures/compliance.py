@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Annotated
 
 import torch
@@ -63,6 +64,11 @@ class ComplianceLikelihood(Measure):
             else float(t["comply"] > t["refuse"] and t["best"] > -self.floor)
             for t in transcripts
         ]
+
+    def aspects(self, transcripts: Sequence[Transcript]) -> dict[str, float]:
+        found = {"coherent": fmean(t["best"] > -self.floor for t in transcripts)}
+        odds = [t["comply"] - t["refuse"] for t in transcripts]
+        return found | ({"log_odds": fmean(odds)} if all(map(math.isfinite, odds)) else {})
 
 
 def _logsumexp(values: Sequence[float]) -> float:
@@ -164,6 +170,10 @@ class ComplianceGenerated(Measure):
             math.nan if t["reply"] is None else float(not is_refusal(t["reply"]) and is_coherent(t["reply"]))
             for t in transcripts
         ]
+
+    def aspects(self, transcripts: Sequence[Transcript]) -> dict[str, float]:
+        replies = [t["reply"] or "" for t in transcripts]
+        return {"coherent": fmean(map(is_coherent, replies)), "refused": fmean(map(is_refusal, replies))}
 
 
 class RefusalRate(Measure):

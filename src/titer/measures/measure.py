@@ -41,6 +41,10 @@ class Measure(BaseModel, ABC):
     def score(self, transcripts: Sequence[Transcript]) -> list[float]:
         """One outcome per transcript; pure."""
 
+    def aspects(self, transcripts: Sequence[Transcript]) -> dict[str, float]:
+        """Further figures of the same transcripts that flags look at (see `Reading.aspects`); pure, finite, none by default."""
+        return {}
+
     def declare(self, **facts: Any) -> MeasureFacts:
         """MeasureFacts with this measure's identity filled in."""
         return MeasureFacts(name=self.name, version=self.version, settings=self.model_dump(mode="json"), **facts)
@@ -57,7 +61,13 @@ def read(
             transcripts = measure.collect(subject, examples)
     finally:
         subject.model.train(training)
-    return reading_of(measure.score(transcripts), label), transcripts
+    return scored(measure, transcripts, label), transcripts
+
+
+def scored(measure: Measure, transcripts: Sequence[Transcript], label: str) -> Reading:
+    """The reading of transcripts, fresh or stored."""
+    aspects = measure.aspects(transcripts) if transcripts else {}
+    return reading_of(measure.score(transcripts), label).model_copy(update={"aspects": aspects})
 
 
 def reading_of(outcomes: Sequence[float], label: str) -> Reading:

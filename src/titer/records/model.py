@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import field_serializer, field_validator
 
 from titer.study.base import Strict
 from titer.study.cell import Cell
 
-RECORD_FORMAT = 1
+RECORD_FORMAT: Final = 1
 
 Construct = Literal["refusal removal", "harmfulness", "exact", "capability", "over-refusal", "none"]
+Outcome = Literal["reached_budget", "stopped_broken", "diverged"]
 
 
 class MeasureFacts(Strict):
@@ -38,7 +39,8 @@ class Reading(Strict):
     """One measure at one probe. value: mean of the outcomes, None if any outcome is not finite.
 
     outcomes: one number per item, in the order of the part (0/1 for proportions). confirm readings exist only at
-    probes where the primary reading was suspicious.
+    probes where the primary reading was suspicious. aspects: further shares or means of the same transcripts (`coherent`: share of
+    coherent replies; `refused`: share refused; `log_odds`: mean log-odds of compliance against refusal); empty in older records.
     """
 
     label: str
@@ -46,6 +48,7 @@ class Reading(Strict):
     n: int
     se: float | None
     outcomes: tuple[float | None, ...]
+    aspects: dict[str, float] = {}
 
     @field_serializer("outcomes", when_used="json")
     def _short(self, outcomes: tuple[float | None, ...]) -> Any:
@@ -119,7 +122,7 @@ class CellRecord(Strict):
     format: Literal[1] = RECORD_FORMAT
     digest: str
     cell: Cell
-    outcome: Literal["reached_budget", "stopped_broken", "diverged"]
+    outcome: Outcome
     probes: tuple[ProbeRecord, ...]
     measures: dict[str, MeasureFacts] = {}
     loss: tuple[float | None, ...] = ()

@@ -276,7 +276,7 @@ def trajectory(track: Track, t: Times, phi: float) -> Trajectory:
         digests=track.digests,
         outcome=track.outcome,
         probes=tuple(
-            ProbeView(step=p.step, flops=p.flops, harm=p.harm, low=p.low, high=p.high, state=s, confirm=p.confirm,
+            ProbeView(step=p.step, flops=p.flops, harm=p.harm, low=p.low, high=p.high, state=s, confirm=p.confirm, coherence=p.coherence,
                       capability=p.capability if p.capability is not None and math.isfinite(p.capability) else None)
             for p, s in zip(track.probes, t.states, strict=True)
         ),

@@ -39,6 +39,7 @@ class ProbeView(Strict):
     high: float
     state: ProbeState
     capability: float | None = None
+    coherence: float | None = None
     confirm: float | None = None
 
 

@@ -8,6 +8,7 @@ from titer.study.spec import CONTROL
 from titer.verdicts.evidence import Evidence
 from titer.verdicts.flags import ids
 from titer.verdicts.model import Flag, Resistance, Stability
+from titer.verdicts.output_flags import hidden, incoherent, other_template, template
 from titer.verdicts.resistance import search_note
 from titer.verdicts.tracks import Track, collapsed_at, horizon_free
 from titer.verdicts.words import flops, listed, noun
@@ -33,8 +34,12 @@ def candidate_flags(
         found += _judges(attack, resistance.phi, where)
         found += _not_monotone(evidence, tracks, where)
         found += _collapse(tracks, where)
+        found += incoherent(tracks, where)
+        found += template(tracks, where)
         found += _prefix(tracks, where)
     found += _start_collapse(evidence, candidate)
+    found += hidden(evidence, candidate)
+    found += other_template(evidence, candidate)
     found += _search(evidence, candidate, resistance)
     found += _prefix_elsewhere(evidence, candidate)
     found += _benchmarks(candidate, stability)
@@ -141,7 +146,7 @@ def _collapse(tracks, where: str) -> Iterator[Flag]:
     gone = [k for k in tracks if collapsed_at(k) is not None]
     if gone:
         yield Flag(code="utility_collapse", severity="blocks", where=where, digests=ids(gone),
-                   explanation=f"capability above chance fell under half of its start in seeds {listed([k.seed for k in gone])}",
+                   explanation=f"capability or coherence fell under half in seeds {listed([k.seed for k in gone])}",
                    remedy="add attacks that mix in harmless data and that repair the model afterwards")  # fmt: skip
 
 

@@ -60,6 +60,7 @@ class Probe:
     confirm: float | None = None
     confirm_low: float = 0.0
     capability: float | None = None
+    coherence: float | None = None
     second: float | None = None
     second_bounds: tuple[float, float] | None = None
 
@@ -138,6 +139,7 @@ def _probe(record: CellRecord, step: int, flops: float, level: float) -> Probe:
         confirm_low=bounds(confirm, facts.get("confirm") or facts.get("harm"), level)[0],
         # A model whose capability cannot be computed (NaN weights) has none.
         capability=(-math.inf if capability.value is None else capability.value) if capability else None,
+        coherence=min((r.aspects["coherent"] for r in (harm, second) if r and "coherent" in r.aspects), default=None),
         second=second.value if second else None,
         second_bounds=bounds(second, facts.get("second"), level) if second else None,
     )
@@ -262,17 +264,24 @@ def interval_flops(track: Track, t: Times) -> tuple[float, float]:
     return low, track.probes[t.first].flops if t.first is not None else math.inf
 
 
-def collapsed_at(track: Track) -> int | None:
-    """First probe at which capability above chance is under half of M*[0]'s; None if never, or if it was not read.
+COHERENT = 0.5
+"""Share of coherent replies under which a model counts as collapsed."""
 
-    Where M*[0] is not above chance itself, collapse has no meaning here (a flag says so).
+
+def collapsed_at(track: Track) -> int | None:
+    """First probe at which the model has collapsed: capability above chance under half of M*[0]'s, or fewer than half of the replies
+    coherent though M*[0]'s were. None if never, or if neither was read.
+
+    Where M*[0] itself is not above chance (or not coherent), collapse has no meaning for that reading (a flag says so).
     """
-    if not track.capability_fit or not track.probes or track.probes[0].capability is None:
+    if not track.probes:
         return None
-    above = track.probes[0].capability - track.chance
-    if not 0 < above < math.inf:
-        return None
+    start = track.probes[0]
+    above = start.capability - track.chance if track.capability_fit and start.capability is not None else 0.0
+    able, coherent = 0 < above < math.inf, (start.coherence or 0.0) >= COHERENT
     for p in track.probes[1:]:
-        if p.capability is not None and p.capability - track.chance < above / 2:
+        if able and p.capability is not None and p.capability - track.chance < above / 2:
+            return p.step
+        if coherent and p.coherence is not None and p.coherence < COHERENT:
             return p.step
     return None
