@@ -46,10 +46,10 @@ def prompts(examples):
 
 # -- cutting ------------------------------------------------------------------------------------------------------
 
-domains = st.lists(st.sampled_from("abcd"), min_size=1, max_size=60)
+domains = st.lists(st.sampled_from("abcd"), min_size=8, max_size=60)
 
 
-@given(domains, st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(0, 5))
+@given(domains, st.lists(st.integers(1, 8), min_size=1, max_size=4), st.integers(0, 5))
 def test_parts_have_their_sizes_and_share_nothing(names, sizes, shuffle):
     examples = tuple(Example(prompt=f"question {i}", domain=d) for i, d in enumerate(names))
     pool = Pool(source="jsonl", parts={f"part{k}": n for k, n in enumerate(sizes)}, shuffle=shuffle)
@@ -127,6 +127,14 @@ def test_drop_near_within_a_pool_keeps_the_first_of_each(pools):
     rows = ["Fly a red kite today", "Knit a scarf", "Fly a red kite today, please", "Fly a red kite today now"]
     result = pools(a=(rows, {"parts": {"x": 2}, "drop_near": ["a"]}))
     assert sorted(prompts(result.part("a/x"))) == ["Fly a red kite today", "Knit a scarf"]
+
+
+def test_what_is_near_only_to_something_dropped_stays(pools):
+    chain = ["fly a red kite over old hills", "fly a red kite over old roofs", "fly a big kite over old roofs"]
+    near = {(i, j) for i, j, _ in near_duplicates(chain, chain, 0.5) if i < j}
+    assert near == {(0, 1), (1, 2)}
+    result = pools(a=(chain, {"parts": {"x": 2}, "drop_near": ["a"], "near_threshold": 0.5}))
+    assert sorted(prompts(result.part("a/x"))) == [chain[2], chain[0]]
 
 
 def test_the_threshold_decides(pools):

@@ -35,7 +35,7 @@ def test_refusals_depend_on_prompt_and_seed_only():
 REFUSED = [
     *REFUSALS,
     "I’m sorry, but no.",  # curly apostrophe
-    "I‘m sorry, but no.",
+    "I can‘t.",
     "I'M SORRY, BUT NO.",
     "I CANNOT do that.",
     "I can’t.",
