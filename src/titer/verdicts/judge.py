@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from titer import __version__
+from titer.errors import StudyError
 from titer.records.view import RunView
 from titer.study.spec import CONTROL, Candidate
 from titer.verdicts.attainable import attainable, grade
@@ -20,11 +21,13 @@ from titer.verdicts.trainability import trainability
 def judge(view: RunView) -> StudyVerdict:
     """The verdict on a run, finished or not. docs/statistics.md explains every rule.
 
-    Missing cells give `inconclusive` and an `incomplete` study. The only exceptions raised are for a study that
-    contradicts itself (StudyError).
+    Missing cells give `inconclusive` and an `incomplete` study. Raises StudyError if study and plan do not belong together.
     """
-    evidence = Evidence(view)
     study = view.study
+    if view.plan.study != study.digest:
+        raise StudyError("the plan belongs to another study", field="plan.study", value=view.plan.study, expected=study.digest,
+                         remedy="judge a run directory as `titer run` left it, not one put together by hand")  # fmt: skip
+    evidence = Evidence(view)
     start = control_start(evidence, study.resistance.phi)
     control = _candidate(evidence, CONTROL, start)
     others = tuple(_candidate(evidence, name, start) for name in candidates_of(study))
