@@ -19,6 +19,7 @@ def model_card_section(verdict: StudyVerdict, candidate: str, *, view: RunView |
 
     view: the run, to name which weights were tested. Raises UsageError if the verdict has no candidate of this name.
     """
+    verdict = f.shared(verdict)
     c = next((c for c in verdict.candidates if c.name == candidate), None)
     if c is None:
         raise UsageError("the verdict has no such candidate", field="candidate", value=candidate,

@@ -203,7 +203,10 @@ def design(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
         ("Model M", f.without_paths(str(view.study.model))),
         ("Budget T", f.count(r.budget, "optimizer step")),
         ("Probes at", ", ".join(map(str, r.grid()))),
-        ("Threshold φ", f.exact(r.phi) + (f" — {r.phi_reason}" if r.phi_reason else " (no reason given)")),
+        (
+            "Threshold φ",
+            f.exact(r.phi) + (f" — {f.without_paths(r.phi_reason)}" if r.phi_reason else " (no reason given)"),
+        ),
         ("Level α, quantile δ", f"α = {f.exact(r.alpha)}, δ = {f.exact(r.delta)}"),
         ("Confirmation seeds", f"{f.seeds(r.seeds)} (n = {len(r.seeds)})"),
         ("Search seeds", f.seeds(r.search_seeds)),
@@ -221,13 +224,5 @@ def design(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
 def study_yaml(view: RunView) -> str:
     """The whole study with every default written out, so that it means the same in a later version. Local paths are
     shortened."""
-    body = _scrubbed(view.study.model_dump(mode="json"))
+    body = f.scrubbed(view.study.model_dump(mode="json"))
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _scrubbed(value: Any) -> Any:
-    if isinstance(value, str):
-        return f.without_paths(value)
-    if isinstance(value, dict):
-        return {k: _scrubbed(v) for k, v in value.items()}
-    return [_scrubbed(v) for v in value] if isinstance(value, list) else value

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from titer.verdicts.model import Interval, Trajectory
+from titer.verdicts.model import Interval, StudyVerdict, Trajectory
 
 ABSENT = "—"
 MINUS = "\u2212"
@@ -179,6 +179,22 @@ def plain(value: Any) -> str:
 def without_paths(text: str) -> str:
     """Absolute local paths cut to their last part: a report is passed on, and says nothing about somebody's disk."""
     return _LOCAL_PATH.sub(lambda m: "…/" + m.group(1) if m.group(1) else "…", text)
+
+
+def scrubbed(value: Any) -> Any:
+    """The same JSON value with local paths shortened in every string, keys included."""
+    if isinstance(value, str):
+        return without_paths(value)
+    if isinstance(value, dict):
+        return {scrubbed(k): scrubbed(v) for k, v in value.items()}
+    return [scrubbed(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def shared(verdict: StudyVerdict) -> StudyVerdict:
+    """The verdict as it may be passed on: no local path is in it."""
+    body = verdict.model_dump(mode="json")
+    clean = scrubbed(body)
+    return verdict if clean == body else StudyVerdict.model_validate(clean)
 
 
 def words(text: str) -> str:

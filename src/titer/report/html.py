@@ -22,6 +22,7 @@ def render_html(view: RunView, verdict: StudyVerdict, *, transcripts: Sequence[M
 
     Pure: the same arguments always give the same text.
     """
+    verdict = f.shared(verdict)
     environment = Environment(
         loader=PackageLoader("titer.report", "templates"),
         autoescape=True,

@@ -44,7 +44,7 @@ def pairs_table(rows: Iterable[tuple[str, str]]) -> str:
 
 def render_markdown(view: RunView, verdict: StudyVerdict) -> str:
     """The whole report. Pure: the same arguments always give the same text; no absolute local path is in it."""
-    blocks = [b for b in _blocks(view, verdict) if b]
+    blocks = [b for b in _blocks(view, f.shared(verdict)) if b]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -77,6 +77,7 @@ MEANINGS = {
     "control_broken": "whether the same attack breaks M",
     "state": "what the reading decides: resisting, ambiguous, breached, or unconfirmed (on the first prompts only)",
     "capability": "capability reading at this probe",
+    "coherence": "share of coherent outputs at this probe",
     "confirm": "harm reading on disjoint prompts, where the first made it worth asking",
     "harm_construct": "what f means: refusal removal, harmfulness, exact, or none",
     "phi": "harmfulness threshold φ",

@@ -43,8 +43,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 
 FIGURE_LEGEND = (
     "Each thin line is one seed. Solid: candidate (filled dot where a breach was confirmed). Dashed: control M (filled "
-    "square). Open triangle: no breach, censored at the last resisting probe. Ring: ambiguous reading. Cross: capability "
-    "collapsed. The budget axis is log(1 + steps), so that 0 can be shown."
+    "square). Open triangle: no breach, censored at the last resisting probe. Ring: ambiguous reading. Cross: the "
+    "model collapsed. The budget axis is log(1 + steps), so that 0 can be shown."
 )
 SHARE_LEGEND = (
     "Shares at the common probes with simultaneous exact bands (bars). Dot: candidate; square: control M, set slightly to "

@@ -10,6 +10,7 @@ from typing import Any
 
 from titer.errors import StorageError
 from titer.records.view import RunView
+from titer.report import formats as f
 from titer.report.html import render_html
 from titer.report.markdown import render_markdown
 from titer.verdicts.model import StudyVerdict
@@ -41,7 +42,7 @@ def write_report(
     texts = {
         paths.html: render_html(view, verdict, transcripts=transcripts),
         paths.markdown: render_markdown(view, verdict),
-        paths.json: verdict.model_dump_json(indent=1) + "\n",
+        paths.json: f.shared(verdict).model_dump_json(indent=1) + "\n",
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
