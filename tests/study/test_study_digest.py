@@ -57,7 +57,7 @@ def other_value(path: tuple, old: Any) -> Any:
     if isinstance(old, int):
         return old + 1
     if isinstance(old, list):
-        return old[:-1] if len(old) > 1 else [old[0] + 1]
+        return old[:-1] if len(old) > 1 else [other_value(path, old[0])]
     return old + "_x"
 
 
