@@ -203,6 +203,8 @@ def test_what_would_change_it_names_every_gap(verdict):
         assert all(gap in said for gap in gaps) and said
         if c.resistance.status == "holds":
             assert any("One confirmed breach" in text for _, text in said)
+        lost = [b.name for b in c.stability.benchmarks if b.status == "fails"]
+        assert bool(lost) == any("surely worse than M" in text and all(n in text for n in lost) for _, text in said)
         other = [p for p, s in c.resistance.sensitivity.items() if s != c.resistance.status]
         assert all(any(f"φ = {p}" in text for _, text in said) for p in other)
 

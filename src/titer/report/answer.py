@@ -120,6 +120,10 @@ def changes(candidate: CandidateVerdict) -> list[tuple[str, str]]:
     out = [(name, text) for name in CONDITIONS for text in dict.fromkeys(getattr(candidate, name).missing)]
     if not out:
         out.append(("gaps", words.no_gap(candidate)))
+    lost = [b.name for b in candidate.stability.benchmarks if b.status == "fails"]
+    if lost:
+        worse = f"{listed(lost)}: surely worse than M by more than the margin; only another model could change this."
+        out.append(("stability", worse))
     if r.status == "fails" and r.worst_breach_step is not None:
         shown = f" The titer shows up to where: ≥ {f.count(r.titer_lower, 'step')}." if r.titer_lower else ""
         out.append(("budget", "More runs cannot undo a confirmed breach; only a claim to a smaller budget, made before a new "
