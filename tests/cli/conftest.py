@@ -92,7 +92,7 @@ def study_file(tmp_path):
 def finished_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     file = folder / "small.yaml"
-    file.write_text(yaml.safe_dump(STUDY))
+    file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
     assert main(["run", str(file), "--run", str(folder / "run"), "--quiet", "--transcripts"]) == 0
     return folder
 
@@ -101,8 +101,3 @@ def finished_once(tmp_path_factory):
 def finished(finished_once, tmp_path):
     """A copy of the small study's finished run directory."""
     return Path(shutil.copytree(finished_once / "run", tmp_path / "finished"))
-
-
-def record_files(run: Path) -> dict[str, tuple[int, bytes]]:
-    """name → (when written, content) of every record of a run: a record done anew would differ in time."""
-    return {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in sorted((run / "cells").glob("*.json"))}

@@ -48,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
         status = result if isinstance(result, int) else 0
+        if status == 130:  # newer typers turn an interruption into this status and say nothing
+            raise KeyboardInterrupt
+    except SystemExit:  # typer found that whoever reads our output has gone
+        status = 0
     except TiterError as error:
         say_error(str(error))
         status = error.exit_status
