@@ -43,5 +43,5 @@ def compare_command(
     tests = len(made.attacks)
     out.print(f"Pairwise, α = {made.alpha:g} over each family ({tests} tests, Holm; {len(made.worst)} ratios and "
               f"{len(made.benchmarks)} differences, Bonferroni):", markup=False)  # fmt: skip
-    for pair in (*made.worst, *made.attacks, *made.benchmarks):
-        out.print(f"- {pair.statement}", markup=False)
+    for text in (p.statement for family in (made.worst, made.attacks, made.benchmarks) for p in family):
+        out.print(f"- {text}", markup=False)

@@ -91,6 +91,7 @@ def opening_logprobs(
     stem_ST = torch.tensor([list(s) + [pad] * (width_s - len(s)) for s in stems], device=device, dtype=torch.long)
     real_ST = torch.tensor([[1] * len(s) + [0] * (width_s - len(s)) for s in stems], device=device, dtype=torch.long)
     first_O = torch.tensor([o[0] for o in openings], device=device)
+    stem_of = [next((k for k, s in enumerate(stems) if tuple(o[:-1]) == s[: len(o) - 1]), 0) for o in openings]
     results: list[list[float]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), subject.eval_batch):
@@ -117,11 +118,12 @@ def opening_logprobs(
             begin_N1 = mask_BT.sum(-1, keepdim=True).repeat_interleave(len(stems), 0)
             rest = model(input_ids=stem_ST.repeat(rows, 1), attention_mask=mask_NT, past_key_values=cache, use_cache=True,
                          position_ids=begin_N1 + torch.arange(width_s, device=device))  # fmt: skip
-            lp_BSTV = rest.logits.float().log_softmax(-1).unflatten(0, (rows, len(stems)))
-            for o, opening in enumerate(openings):
-                stem = next((k for k, s in enumerate(stems) if tuple(opening[:-1]) == s[: len(opening) - 1]), 0)
-                for t, token in enumerate(opening[1:]):
-                    lp_BO[:, o] += lp_BSTV[:, stem, t, token]
+            logits_BSTV = rest.logits.unflatten(0, (rows, len(stems)))
+            for b in range(rows):  # one prompt at a time in fp32, for the sake of memory
+                lp_STV = logits_BSTV[b].float().log_softmax(-1)
+                for o, opening in enumerate(openings):
+                    for t, token in enumerate(opening[1:]):
+                        lp_BO[b, o] += lp_STV[stem_of[o], t, token]
         for i, row in zip(chunk, lp_BO.tolist(), strict=True):
             results[i] = row
     return results

@@ -31,11 +31,12 @@ def answer_logprobs(subject: Subject, rows: Sequence[Encoded]) -> list[tuple[tor
         keep = max(batch.input_BT.shape[1] - min(len(rows[i].prompt) for i in chunk) + 1, 1)
         logits_BKV = subject.model(
             input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False, logits_to_keep=keep
-        ).logits.float()
+        ).logits
         offset = batch.input_BT.shape[1] - logits_BKV.shape[1]
         for b, i in enumerate(chunk):
             p, r = len(rows[i].prompt), len(rows[i].response)
-            here_RV = logits_BKV[b, p - 1 - offset : p - 1 - offset + r]
+            # One row at a time in fp32: a whole batch over a large vocabulary would be most of the memory a cell needs.
+            here_RV = logits_BKV[b, p - 1 - offset : p - 1 - offset + r].float()
             target_R = batch.input_BT[b, p : p + r]
             logprob_R = here_RV.log_softmax(-1).gather(1, target_R[:, None])[:, 0]
             results[i] = (logprob_R.cpu(), (here_RV.argmax(-1) == target_R).cpu())

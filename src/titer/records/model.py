@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from pydantic import field_serializer, field_validator
+from pydantic import field_serializer, field_validator, model_serializer
 
 from titer.study.base import Strict
 from titer.study.cell import Cell
@@ -56,6 +56,14 @@ class Reading(Strict):
         if outcomes and all(o in (0.0, 1.0) for o in outcomes):
             return "".join("1" if o else "0" for o in outcomes)
         return [o if o is None else float(f"{o:.6g}") for o in outcomes]
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: Any) -> dict[str, Any]:
+        """Without aspects a reading is written as before there were any."""
+        body = handler(self)
+        if not self.aspects:
+            body.pop("aspects", None)
+        return body
 
     @field_validator("outcomes", mode="before")
     @classmethod

@@ -325,12 +325,13 @@ def _benchmark(a: _Candidate, b: _Candidate, name: str, alpha: float) -> Benchma
     if one.value is None or two.value is None:
         return nothing("some outcomes are not finite")
     sign = 1.0 if facts[0].higher == "capable" else -1.0
-    gap = sign * (np.asarray(one.outcomes, dtype=float) - np.asarray(two.outcomes, dtype=float))
+    ours, theirs = (np.asarray(r.outcomes, dtype=float) for r in (one, two))
+    gap = sign * (ours - theirs)
     difference = float(gap.mean())
     low = high = difference
     if facts[0].sampling != "fixed":
         low, high = paired_limits(
-            gap, alpha, proportion=facts[0].scale == "proportion", spread=float(np.ptp(two.outcomes))
+            gap, alpha, proportion=facts[0].scale == "proportion", spread=float(np.ptp(theirs))
         )
     better = a.label if low > 0 else b.label if high < 0 else None
     said = f"{name}: {better} is better" if better else f"{name}: {a.label} and {b.label} are not distinguished"

@@ -12,6 +12,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,7 +68,8 @@ def _parametric(spans: Sequence[tuple[float, float]]) -> list[Descriptive]:
 
     low, high = _arrays(spans, 1e-6)
     found = []
-    for kind, fitter in (("weibull", WeibullFitter), ("log-normal", LogNormalFitter)):
+    laws: tuple[tuple[Literal["weibull", "log-normal"], Any], ...] = (("weibull", WeibullFitter), ("log-normal", LogNormalFitter))
+    for kind, fitter in laws:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -84,7 +84,7 @@ def judge_states(plan: Design, resisting_SNK: np.ndarray, breached_SNK: np.ndarr
     status = np.where(ever.any(-1), FAILS, np.where(quiet.all(-1) & enough, HOLDS, INCONCLUSIVE))
     worst = last.min(-1)
     limit = np.where((worst >= 0) & enough, worst, np.nan)
-    return Outcomes(status, last, first, ~quiet, limit)
+    return Outcomes(status, last, first, np.logical_not(quiet), limit)
 
 
 def order_limits_many(
