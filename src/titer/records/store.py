@@ -22,13 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from titer.errors import BusyRunError, RecordError, StorageError, UsageError
 from titer.records.model import RECORD_FORMAT, CellRecord
 from titer.records.view import RunView
 from titer.study.cell import Plan
-from titer.study.spec import Study
+from titer.study.spec import STUDY_FORMAT, Study
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -56,6 +54,15 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
         raise storage_error(error, path) from error
+
+
+def _format_in(path: Path) -> Any:
+    """The `format` a JSON file states; None if it states none or is no JSON object."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("format") if isinstance(content, dict) else None
 
 
 def _checksum(body: str) -> str:
@@ -86,22 +93,42 @@ class RunStore:
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise BusyRunError("another titer process works in this run directory", field="run directory",
                                    value=str(self.root), expected="one run at a time",
                                    remedy="wait for it, end it, or choose another --run directory") from error  # fmt: skip
+            except OSError as error:  # a file system without locks
+                raise storage_error(error, self.root) from error
             yield
 
     # -- study and plan -----------------------------------------------------------------------------------------
 
-    def begin(self, study: Study) -> None:
-        """Write the study down, or check that the directory holds this very study."""
+    def refuse_other(self, study: Study) -> None:
+        """Raise UsageError if the directory holds another study than this one.
+
+        A damaged study.json does not stand in the way: records are addressed by content, so those of another study
+        would only lie idle. One of another format does: this titer would do everything anew over what a newer one did.
+        """
         path = self.root / "study.json"
-        if path.exists() and self.study().digest != study.digest:
+        if not path.exists():
+            return
+        try:
+            found = self.study().digest
+        except RecordError:
+            version = _format_in(path)
+            if version in (None, STUDY_FORMAT):
+                return
+            found = f"a study of format {version}"
+        if found != study.digest:
             raise UsageError("the run directory holds another study", field="run directory", value=str(self.root),
-                             expected=f"study digest {study.digest}, found {self.study().digest}",
+                             expected=f"study digest {study.digest}, found {found}",
                              remedy="choose another --run directory; `--reuse` takes over what fits")  # fmt: skip
-        write_atomically(path, json.dumps(study.model_dump(mode="json"), indent=1, ensure_ascii=False))
+
+    def begin(self, study: Study) -> None:
+        """Write the study down; call it once the study is known to be right. Raises UsageError as `refuse_other`."""
+        self.refuse_other(study)
+        text = json.dumps(study.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        write_atomically(self.root / "study.json", text)
 
     def study(self) -> Study:
         return self._load(self.root / "study.json", Study)
@@ -116,7 +143,7 @@ class RunStore:
             raise UsageError("this is not a run directory", field="run directory", value=str(self.root),
                              expected=f"a directory with {path.name}, as `titer run` makes it",
                              remedy="check the path, or start the run first") from error  # fmt: skip
-        except (OSError, ValueError, ValidationError) as error:
+        except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
             raise RecordError(f"{path.name} cannot be believed", field="run directory", value=str(path),
                               expected=f"the {path.name} that `titer run` wrote",
                               remedy="give the `titer run` command again; it rewrites it") from error  # fmt: skip
@@ -130,25 +157,34 @@ class RunStore:
         body = record.model_dump_json()
         write_atomically(self.cells / f"{record.digest}.json", f'{{"checksum":"{_checksum(body)}","record":{body}}}')
 
-    def record(self, digest: str) -> CellRecord | None:
-        """The record of a cell, None if there is none. Raises RecordError if the file cannot be believed."""
+    def take_over(self, other: RunStore, digest: str) -> None:
+        """Copy a record of another run, believed by `other.record`, byte for byte. Raises StorageError."""
+        write_atomically(self.cells / f"{digest}.json", other._text(digest) or "")
+
+    def _text(self, digest: str) -> str | None:
         path = self.cells / f"{digest}.json"
         try:
-            text = path.read_text("utf-8")
+            return path.read_text("utf-8")
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise self._unbelievable(path, "cannot be read") from error
-        opening, _, body = text.partition(',"record":')
-        body = body[:-1]
-        if opening != f'{{"checksum":"{_checksum(body)}"':
+
+    def record(self, digest: str) -> CellRecord | None:
+        """The record of a cell, None if there is none. Raises RecordError if the file cannot be believed."""
+        path, text = self.cells / f"{digest}.json", self._text(digest)
+        if text is None:
+            return None
+        opening, _, body = text.removesuffix("}").partition(',"record":')
+        if text[-1:] != "}" or opening != f'{{"checksum":"{_checksum(body)}"':
             raise self._unbelievable(path, "is damaged: its checksum does not match")
         try:
-            version = json.loads(body).get("format")
+            content = json.loads(body)
+            version = content.get("format") if isinstance(content, dict) else None
             if version != RECORD_FORMAT:
                 raise self._unbelievable(path, f"has format {version}; this titer reads format {RECORD_FORMAT}")
             record = CellRecord.model_validate_json(body)
-        except ValidationError as error:
+        except ValueError as error:
             raise self._unbelievable(path, "has fields this titer does not know") from error
         if record.digest != digest or record.cell.digest != digest:
             raise self._unbelievable(path, "is not the record its name says")
@@ -176,9 +212,10 @@ class RunStore:
     # -- leftovers ----------------------------------------------------------------------------------------------
 
     def purge(self) -> int:
-        """Delete rolling checkpoints of cells that are finished or no longer planned, and half-written files.
+        """Delete rolling checkpoints of cells that are finished or no longer planned, and whatever is half-written.
 
         Returns how many were removed. Checkpoints of unfinished planned cells stay: they are what resume needs.
+        Call it only while holding the lock and with no worker running.
         """
         try:
             wanted = {p.digest for p in self.plan().cells if not (self.cells / f"{p.digest}.json").exists()}
@@ -189,9 +226,12 @@ class RunStore:
             if path.name not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
                 removed += 1
-        for path in [*self.root.glob(".*.tmp"), *self.cells.glob(".*.tmp")]:
-            path.unlink(missing_ok=True)
-            removed += 1
+        with contextlib.suppress(OSError):  # goes once it is empty
+            self.work.rmdir()
+        for folder in (self.root, self.cells, self.transcripts, self.models):
+            for path in folder.glob(".*.tmp"):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                removed += 1
         return removed
 
     def write_transcripts(self, digest: str, rows: list[dict[str, Any]]) -> None:
@@ -200,4 +240,7 @@ class RunStore:
 
     def read_transcripts(self, digest: str) -> list[dict[str, Any]]:
         path = self.transcripts / f"{digest}.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        if not path.exists():
+            return []
+        # Not splitlines(): models say U+2028 and other line ends that JSON leaves as they are.
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
