@@ -2,10 +2,13 @@
 
 Half-attacked weights are a hazard, so there is at most one per running cell, it is written no oftener than every
 `every_s` seconds, and it is deleted when the cell completes; orphans are purged at the next start and by `titer clean`.
+A checkpoint is believed only if both files are as they were written (checksums) and the same versions of titer and torch
+read it: going on from anything else could give other numbers, starting over never does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,26 +17,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+import titer
+from titer.errors import StorageError
+from titer.records.store import storage_error
 
 EVERY_S = 600.0
 
 
-def pack(state: Any, prefix: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
+def pack(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Split a nested state into JSON (tensors replaced by {"__tensor__": name}) and a flat dict of tensors."""
     tensors: dict[str, torch.Tensor] = {}
 
-    def walk(value: Any, path: str) -> Any:
+    def walk(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            tensors[path] = value.detach().cpu().contiguous().clone()
-            return {"__tensor__": path}
+            # Numbered, because names joined from keys need not be distinct: "a/b" and "b" within "a".
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().contiguous().clone()
+            return {"__tensor__": name}
         if isinstance(value, dict):
-            return {str(k): walk(v, f"{path}/{k}") for k, v in value.items()}
+            return {str(k): walk(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
-            return [walk(v, f"{path}/{i}") for i, v in enumerate(value)]
+            return [walk(v) for v in value]
         return value
 
-    return walk(state, prefix or "s"), tensors
+    return walk(state), tensors
 
 
 def unpack(skeleton: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -58,29 +68,56 @@ class Rolling:
         return time.monotonic() - self._last >= self.every_s
 
     def write(self, state: dict[str, Any]) -> None:
-        skeleton, tensors = pack(state)
+        """Replace the checkpoint. Raises StorageError; the one before survives a failure."""
         fresh = self.directory.with_name(self.directory.name + f".{os.getpid()}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        save_file(tensors, fresh / "tensors.safetensors")
-        # The JSON is written last: without it the checkpoint does not exist.
-        (fresh / "state.json").write_text(json.dumps(skeleton), "utf-8")
         old = self.directory.with_name(self.directory.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.directory.exists():
-            self.directory.rename(old)
-        fresh.rename(self.directory)
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            _fill(fresh, state)
+            shutil.rmtree(old, ignore_errors=True)
+            if self.directory.exists():
+                self.directory.rename(old)
+            fresh.rename(self.directory)
+        except SafetensorError as error:  # how safetensors reports that a file cannot be written
+            raise StorageError("a checkpoint could not be written", field="run directory", value=str(self.directory),
+                               expected="space on the disk", remedy="free space and give the same command again") from error  # fmt: skip
+        except OSError as error:
+            raise storage_error(error, self.directory) from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
         self._last = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
         """The last checkpoint, or None if there is none that can be believed."""
         try:
-            skeleton = json.loads((self.directory / "state.json").read_text("utf-8"))
-            return unpack(skeleton, load_file(self.directory / "tensors.safetensors"))
+            stored = json.loads((self.directory / "state.json").read_text("utf-8"))
+            tensors = self.directory / "tensors.safetensors"
+            if stored["seal"] != _seal(stored["state"], tensors):
+                return None
+            return unpack(stored["state"], load_file(tensors))
         except Exception:  # safetensors raises its own kinds; a damaged checkpoint only means starting over
             return None
 
     def delete(self) -> None:
         for path in self.directory.parent.glob(self.directory.name + "*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _fill(directory: Path, state: dict[str, Any]) -> None:
+    skeleton, tensors = pack(state)
+    save_file(tensors, directory / "tensors.safetensors")
+    skeleton = json.loads(json.dumps(skeleton))
+    # The JSON is written last: without it the checkpoint does not exist.
+    stored = {"seal": _seal(skeleton, directory / "tensors.safetensors"), "state": skeleton}
+    (directory / "state.json").write_text(json.dumps(stored), "utf-8")
+
+
+def _seal(skeleton: Any, tensors: Path) -> str:
+    """sha256 over who wrote the checkpoint and what is in it."""
+    total = hashlib.sha256(f"{titer.__version__} {torch.__version__}\n".encode())
+    total.update(json.dumps(skeleton, sort_keys=True).encode())
+    with tensors.open("rb") as file:
+        total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()

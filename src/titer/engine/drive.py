@@ -21,9 +21,9 @@ from titer.engine.checkpoint import Rolling
 from titer.engine.environment import environment
 from titer.engine.meter import Meter
 from titer.measures.measure import Measure, read
-from titer.methods.method import Method, MethodData, Run
+from titer.methods.method import Method, MethodData, Run, StepLog
 from titer.records.bounds import bounds
-from titer.records.model import Artifact, CellRecord, Cost, MeasureFacts, ProbeRecord, Reading
+from titer.records.model import Artifact, CellRecord, Cost, MeasureFacts, Outcome, ProbeRecord, Reading
 from titer.study.base import canonical
 from titer.study.cell import Cell, CellMeasure
 
@@ -76,19 +76,22 @@ def drive(
     """Run a cell from its parent's model, held by `subject` (changed in place), to its record.
 
     at_start: readings of this very model at step 0 by `Eye.key`, used and filled, so that seeds share them; give it only
-    if the method starts as its parent. With `rolling`, a checkpoint left by an interrupted run of the same cell is continued with identical results.
+    if the method starts as its parent. With `rolling`, a checkpoint left by an interrupted run of the same cell is
+    continued with identical results; the caller deletes it once the record is safe.
     Deterministic on CPU: torch's global generator is seeded from the cell; everything else is a function of the seed.
     """
     state = _State(cell, started=_now(), at_start=at_start)
     with torch.random.fork_rng(devices=_cuda(subject)):
         torch.manual_seed(cell.seed)
-        run: Run = method.start(subject, data, seed=cell.seed, horizon=cell.steps) if method else _Still(subject.model)
+        run: Run = _Still(subject.model)
+        if method:
+            run = method.start(subject, data, seed=cell.seed, horizon=cell.steps)
         subject.model = run.model
         saved = rolling.read() if rolling else None
         if saved is not None:
             run.load_state_dict(saved["run"])
             state.restore(saved["engine"])
-            torch.random.set_rng_state(saved["rng"])
+            _set_random_state(saved["rng"], subject)
         meter = Meter(run.model, state.cost)
         try:
             _loop(cell, run, subject, eyes, meter, state, rolling, progress, keep_transcripts)
@@ -96,12 +99,20 @@ def drive(
             meter.close()
         model = run.model
     record = state.record(subject, eyes, meter, artifact(model) if artifact and cell.keep else None)
-    if rolling:
-        rolling.delete()
     return Driven(record=record, transcripts=state.transcripts, model=model)
 
 
-def _loop(cell, run, subject, eyes, meter, state, rolling, progress, keep_transcripts) -> None:
+def _loop(
+    cell: Cell,
+    run: Run,
+    subject: Subject,
+    eyes: Sequence[Eye],
+    meter: Meter,
+    state: _State,
+    rolling: Rolling | None,
+    progress: Progress | None,
+    keep_transcripts: bool,
+) -> None:
     grid = set(cell.probes)
     while True:
         step = meter.steps
@@ -109,15 +120,15 @@ def _loop(cell, run, subject, eyes, meter, state, rolling, progress, keep_transc
         if (step in grid or (last and grid)) and not state.probed(step):
             begun = time.perf_counter()
             # Probes see the model as it is, and the next step sees the same random numbers with or without them.
-            rng = torch.random.get_rng_state()
+            rng = _random_state(subject)
             state.probe(cell, subject, eyes, meter.cost(), last=last, keep=keep_transcripts)
-            torch.random.set_rng_state(rng)
+            _set_random_state(rng, subject)
             state.probe_seconds += time.perf_counter() - begun
         if last or state.outcome != "reached_budget":
             return
         if rolling and rolling.due():
             rolling.write({"run": run.state_dict(), "engine": state.dump(meter.cost()),
-                           "rng": torch.random.get_rng_state()})  # fmt: skip
+                           "rng": _random_state(subject)})  # fmt: skip
         if progress:
             progress(step, cell.steps)
         meter.start()
@@ -130,10 +141,19 @@ def _loop(cell, run, subject, eyes, meter, state, rolling, progress, keep_transc
 
 
 class _Still:
-    """No method at all: a model that is only looked at."""
+    """No method at all: a model that is only looked at, in a cell of no steps."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
+
+    def step(self) -> StepLog:
+        raise NotImplementedError("a cell without a method has no steps")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        return
 
 
 class _State:
@@ -142,7 +162,7 @@ class _State:
     def __init__(self, cell: Cell, started: str, at_start: dict | None = None) -> None:
         self.cell, self.started, self.cost = cell, started, Cost()
         self.at_start = at_start
-        self.outcome = "reached_budget"
+        self.outcome: Outcome = "reached_budget"
         self.probes: list[ProbeRecord] = []
         self.loss: list[float | None] = []
         self.grad_norm: list[float | None] = []
@@ -155,7 +175,7 @@ class _State:
     def probed(self, step: int) -> bool:
         return any(p.step == step for p in self.probes)
 
-    def log(self, log) -> None:
+    def log(self, log: StepLog) -> None:
         self.loss.append(_finite(log.loss))
         self.grad_norm.append(_finite(log.grad_norm))
         for name, value in log.other.items():
@@ -236,6 +256,20 @@ def _finite(value: float) -> float | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _random_state(subject: Subject) -> dict[str, torch.Tensor]:
+    """Everything dropout draws from: the host's generator, and the device's if the model is on one."""
+    state = {"cpu": torch.random.get_rng_state()}
+    if subject.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(subject.device)
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor], subject: Subject) -> None:
+    torch.random.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], subject.device)
 
 
 def _cuda(subject: Subject) -> list[int]:

@@ -16,14 +16,19 @@ from titer.records.model import Environment
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy", "gguf")
 
 
-@lru_cache(maxsize=4)
 def environment(device: torch.device) -> Environment:
     """Versions, processor, device and threads of this process."""
+    # Threads may be set anew between two runs in one process; the rest stays, and is slow to find out.
+    return _unchanging(device).model_copy(update={"threads": torch.get_num_threads()})
+
+
+@lru_cache(maxsize=4)
+def _unchanging(device: torch.device) -> Environment:
     return Environment(
         titer=titer.__version__, git=_git(), python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}", cpu=_cpu(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        threads=torch.get_num_threads(), packages={n: v for n in PACKAGES if (v := _version(n))},
+        packages={n: v for n in PACKAGES if (v := _version(n))},
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from titer.assets.identity import identify
 from titer.data.pools import Pools
@@ -20,10 +20,24 @@ from titer.methods.registry import resolve
 from titer.records.model import CellRecord
 from titer.study.cell import Cell, CellMeasure, CellMethod, PartUse, Plan, Planned, Role, StopRule
 from titer.study.reference import ModelRef
-from titer.study.spec import CONTROL, AttackUse, Candidate, DataUse, MeasureUse, Stage, Study, geometric
+from titer.study.spec import (
+    CONTROL,
+    AttackUse,
+    Candidate,
+    DataUse,
+    MeasureUse,
+    Stage,
+    Study,
+    Task,
+    Trainability,
+    geometric,
+)
 
 Known = Callable[[str], CellRecord | None]
 """digest → record, or None while there is none."""
+
+Start = tuple[ModelRef, str | None]
+"""What a cell starts from: how the study names the root model, and the digest of the building cell, if any."""
 
 BEFORE_ALIGNMENT = "before_alignment"
 """Pseudo-candidate: the model before the study's own alignment stage. It is looked at, never judged."""
@@ -45,30 +59,31 @@ class _Planner:
 
     def build(self) -> Plan:
         study = self.study
-        root, base = study.model, None
+        root: Start = (study.model, None)
+        base = root
         if study.align:
             stability = self._looks_at_start(with_harm=True)
             if stability:
                 self._add(
-                    self._cell(root, None, probes=(0,), measures=stability),
+                    self._cell(root, probes=(0,), measures=stability),
                     Role(purpose="stability", candidate=BEFORE_ALIGNMENT),
                 )
-            base = self._building(root, None, study.align, Role(purpose="align", seed=study.align.seed), "align")
+            base = self._building(root, study.align, Role(purpose="align", seed=study.align.seed), "align")
         # Breadth first over purposes, so that a killed run leaves whole conditions rather than half of everything.
-        subjects = {c.name: self._candidate(c, root, base) for c in study.candidates}
+        subjects = {c.name: self._candidate(c, base) for c in study.candidates}
         for candidate in study.candidates:
             looks = self._looks_at_start(with_harm=False)
             if looks:
-                self._add(self._cell(*subjects[candidate.name], probes=(0,), measures=looks),
+                self._add(self._cell(subjects[candidate.name], probes=(0,), measures=looks),
                           Role(purpose="stability", candidate=candidate.name))  # fmt: skip
         chosen: dict[tuple[str, str], dict[str, Any] | None] = {}
         for candidate, attack in itertools.product(study.candidates, study.resistance.expanded()):
-            chosen[candidate.name, attack.name] = self._search(candidate, attack, subjects[candidate.name])
+            chosen[candidate.name, _label(attack)] = self._search(candidate, attack, subjects[candidate.name])
         for attack, candidate in itertools.product(study.resistance.expanded(), study.candidates):
-            point = chosen[candidate.name, attack.name]
+            point = chosen[candidate.name, _label(attack)]
             if point is not None:
                 self._attack(candidate, attack, point, subjects[candidate.name])
-        self._generalization(subjects, chosen, root, base)
+        self._generalization(subjects, chosen, base)
         self._trainability(subjects)
         cells = tuple(
             Planned(digest=d, cell=c, roles=tuple(self.roles[d]), model_name=self.models[d])
@@ -91,7 +106,8 @@ class _Planner:
         self.roles[address].append(role)
         return address
 
-    def _cell(self, ref: ModelRef, parent: str | None, **fields: Any) -> Cell:
+    def _cell(self, start: Start, /, **fields: Any) -> Cell:
+        ref, parent = start
         self._model_name = ref.model_dump_json()
         runtime = self.study.runtime
         return Cell(model=identify(ref), parent=parent, precision=runtime.precision, max_length=runtime.max_length,
@@ -119,7 +135,7 @@ class _Planner:
         self,
         use: MeasureUse,
         label: str,
-        at: str = "probes",
+        at: Literal["probes", "ends", "suspected_breach"] = "probes",
         part: str | None = None,
         domains: Iterable[str] | None = None,
     ) -> CellMeasure:
@@ -130,7 +146,9 @@ class _Planner:
         return CellMeasure(label=label, name=use.measure, version=measure.version,
                            settings=measure.model_dump(mode="json"), text=text, at=at)  # fmt: skip
 
-    def _method(self, kind: str, name: str, settings: dict[str, Any], field: str) -> tuple[Method, CellMethod]:
+    def _method(
+        self, kind: Literal["attack", "defense"], name: str, settings: dict[str, Any], field: str
+    ) -> tuple[Method, CellMethod]:
         method = resolve(kind, name, settings, field=field, threat_model=self.study.threat_model)
         self.facts[name] = method.facts()
         use = CellMethod(kind=kind, name=name, version=method.version, settings=method.model_dump(mode="json"))
@@ -153,26 +171,31 @@ class _Planner:
             raise StudyError(f"{method.name} was given no data", field=field, value=None,
                              expected="harmful and/or harmless parts", remedy="name them")  # fmt: skip
 
-    def _building(self, ref: ModelRef, parent: str | None, stage: Stage, role: Role, field: str, domains=None) -> tuple:
+    def _building(
+        self, start: Start, stage: Stage, role: Role, field: str, domains: Iterable[str] | None = None
+    ) -> Start:
+        """The model a defender's stage makes of `start`."""
         method, use = self._method("defense", stage.method.name, stage.method.settings, field)
         data = self._data(stage.data, domains)
         self._needs(method, data, f"{field}.data")
-        cell = self._cell(ref, parent, method=use, seed=stage.seed, steps=stage.steps, keep=True, **data)
-        return ref, self._add(cell, role)
+        cell = self._cell(start, method=use, seed=stage.seed, steps=stage.steps, keep=True, **data)
+        return start[0], self._add(cell, role)
 
     # -- condition by condition -----------------------------------------------------------------------------------
 
-    def _candidate(self, candidate: Candidate, root: ModelRef, base: tuple | None, domains=None, group: str = ""):
-        """(root reference, digest of the building cell or None) of a candidate's model."""
+    def _candidate(
+        self, candidate: Candidate, base: Start, domains: Iterable[str] | None = None, group: str = ""
+    ) -> Start:
+        """A candidate's model; base: the study's own, after its alignment stage."""
         if candidate.model is not None:
             return candidate.model, None
-        start = base or (root, None)
         if candidate.defense is None:
-            return start
+            return base
         data = candidate.data or self.study.defense_data
+        assert data is not None  # the study was refused otherwise
         stage = Stage(method=candidate.defense, data=data, steps=candidate.steps, seed=candidate.seed)
         role = Role(purpose="defense", candidate=candidate.name, seed=candidate.seed, defended_on=group)
-        return self._building(*start, stage, role, f"candidates.{candidate.name}", domains)
+        return self._building(base, stage, role, f"candidates.{candidate.name}", domains)
 
     def _looks_at_start(self, *, with_harm: bool) -> tuple[CellMeasure, ...]:
         benchmarks = self.study.stability.benchmarks if self.study.stability else ()
@@ -182,20 +205,26 @@ class _Planner:
         return tuple(looks)
 
     def _trajectory(
-        self, subject, attack: AttackUse, point: dict[str, Any], *, seed: int, budget: int, probes, eyes, domains=None
-    ):
-        _, use = self._method("attack", attack.attack, {**attack.settings, **point}, f"attacks.{attack.name}")
-        method = resolve("attack", attack.attack, {**attack.settings, **point})
+        self,
+        subject: Start,
+        attack: AttackUse,
+        point: dict[str, Any],
+        *,
+        seed: int,
+        budget: int,
+        probes: tuple[int, ...],
+        eyes: tuple[CellMeasure, ...],
+        domains: Iterable[str] | None = None,
+    ) -> Cell:
+        method, use = self._method("attack", attack.attack, {**attack.settings, **point}, f"attacks.{attack.name}")
         data = self._data(attack.data or self.study.resistance.data, domains)
         self._needs(method, data, f"attacks.{attack.name}.data")
         spec = self.study.resistance
         stop = StopRule(above=max((spec.phi, *spec.sensitivity)), suspect=min((spec.phi, *spec.sensitivity)),
                         level=spec.alpha / len(spec.grid()))  # fmt: skip
-        return self._cell(
-            *subject, method=use, seed=seed, steps=budget, probes=probes, measures=eyes, stop=stop, **data
-        )
+        return self._cell(subject, method=use, seed=seed, steps=budget, probes=probes, measures=eyes, stop=stop, **data)
 
-    def _eyes(self, domains=None) -> tuple[CellMeasure, ...]:
+    def _eyes(self, domains: Iterable[str] | None = None) -> tuple[CellMeasure, ...]:
         spec = self.study.resistance
         eyes = [
             self._measure(spec.harm, "harm", domains=domains),
@@ -207,7 +236,7 @@ class _Planner:
             eyes.append(self._measure(spec.second, "second", "ends"))
         return tuple(eyes)
 
-    def _search(self, candidate: Candidate, attack: AttackUse, subject) -> dict[str, Any] | None:
+    def _search(self, candidate: Candidate, attack: AttackUse, subject: Start) -> dict[str, Any] | None:
         """The searched settings to confirm; {} if nothing is searched; None while search cells are missing."""
         if not attack.search:
             return {}
@@ -221,9 +250,8 @@ class _Planner:
                 cell = self._trajectory(
                     subject, attack, point, seed=seed, budget=spec.budget, probes=spec.grid(), eyes=eyes
                 )
-                address = self._add(
-                    cell, Role(purpose="search", candidate=candidate.name, attack=attack.name, seed=seed, point=point)
-                )
+                address = self._add(cell, Role(purpose="search", candidate=candidate.name, attack=_label(attack),
+                                               seed=seed, point=point))  # fmt: skip
                 record = self.known(address)
                 waiting |= record is None
                 records += [record] if record else []
@@ -233,7 +261,7 @@ class _Planner:
             return None
         return best_attack_point(results, spec.phi)
 
-    def _attack(self, candidate: Candidate, attack: AttackUse, point: dict[str, Any], subject) -> None:
+    def _attack(self, candidate: Candidate, attack: AttackUse, point: dict[str, Any], subject: Start) -> None:
         spec = self.study.resistance
         method, _ = self._method("attack", attack.attack, {**attack.settings, **point}, f"attacks.{attack.name}")
         grid = spec.grid()
@@ -241,10 +269,12 @@ class _Planner:
         budgets = [(spec.budget, grid)] if method.horizon_free() else [(b, (0, b)) for b in grid[1:]]
         for seed, (budget, probes) in itertools.product(spec.seeds, budgets):
             cell = self._trajectory(subject, attack, point, seed=seed, budget=budget, probes=probes, eyes=self._eyes())
-            self._add(cell, Role(purpose="attack", candidate=candidate.name, attack=attack.name, seed=seed, point=point,
+            self._add(cell, Role(purpose="attack", candidate=candidate.name, attack=_label(attack), seed=seed, point=point,
                                  prefix_budget=None if method.horizon_free() else budget))  # fmt: skip
 
-    def _generalization(self, subjects, chosen, root: ModelRef, base: tuple | None) -> None:
+    def _generalization(
+        self, subjects: dict[str, Start], chosen: dict[tuple[str, str], dict[str, Any] | None], base: Start
+    ) -> None:
         spec, resistance = self.study.generalization, self.study.resistance
         if spec is None:
             return
@@ -255,12 +285,12 @@ class _Planner:
                 continue
             if candidate.model is not None:
                 continue  # its defender's domains are unknown, so there is nothing to cross
-            point = chosen[candidate.name, attack.name]
-            rows = [("", None)] if candidate.defense is None else list(spec.groups.items())
+            point = chosen[candidate.name, _label(attack)]
+            rows: list[tuple[str, tuple[str, ...] | None]] = [("", None)]
+            if candidate.defense is not None:
+                rows = list(spec.groups.items())
             made = {
-                row: subjects[candidate.name]
-                if trained is None
-                else self._candidate(candidate, root, base, trained, row)
+                row: subjects[candidate.name] if trained is None else self._candidate(candidate, base, trained, row)
                 for row, trained in rows
             }
             if point is None:
@@ -269,10 +299,10 @@ class _Planner:
                 for seed in spec.seeds:
                     cell = self._trajectory(subject, attack, point, seed=seed, budget=resistance.budget,
                                             probes=resistance.grid(), eyes=self._eyes(domains), domains=domains)  # fmt: skip
-                    self._add(cell, Role(purpose="generalization", candidate=candidate.name, attack=attack.name, seed=seed,
+                    self._add(cell, Role(purpose="generalization", candidate=candidate.name, attack=_label(attack), seed=seed,
                                          defended_on=row, attacked_on=column, point=point))  # fmt: skip
 
-    def _trainability(self, subjects) -> None:
+    def _trainability(self, subjects: dict[str, Start]) -> None:
         spec = self.study.trainability
         if spec is None:
             return
@@ -283,7 +313,7 @@ class _Planner:
                 for searched in _points(spec.search):
                     records = []
                     for seed in spec.search_seeds:
-                        cell = self._training(subjects[candidate.name], task, searched, seed, task.search_part)
+                        cell = self._training(spec, subjects[candidate.name], task, searched, seed, task.search_part)
                         address = self._add(cell, Role(purpose="trainability_search", candidate=candidate.name,
                                                        task=task.name, seed=seed, point=searched))  # fmt: skip
                         record = self.known(address)
@@ -293,19 +323,24 @@ class _Planner:
                 point = None if waiting else best_training_point(results)
                 self.complete &= not waiting
             for seed in spec.seeds if point is not None else ():
-                cell = self._training(subjects[candidate.name], task, point or {}, seed, None)
+                cell = self._training(spec, subjects[candidate.name], task, point or {}, seed, None)
                 self._add(cell, Role(purpose="trainability", candidate=candidate.name, task=task.name, seed=seed,
                                      point=point or {}))  # fmt: skip
 
-    def _training(self, subject, task, point: dict[str, Any], seed: int, part: str | None) -> Cell:
-        spec = self.study.trainability
+    def _training(
+        self, spec: Trainability, subject: Start, task: Task, point: dict[str, Any], seed: int, part: str | None
+    ) -> Cell:
         method, use = self._method("attack", spec.recipe.name, {**spec.recipe.settings, **point}, "trainability.recipe")
         data = self._data(task.data)
         self._needs(method, data, f"trainability.{task.name}.data")
         eye = self._measure(task.measure, "task", part=part)
-        return self._cell(
-            *subject, method=use, seed=seed, steps=task.budget, probes=geometric(task.budget), measures=(eye,), **data
-        )
+        probes = geometric(task.budget)
+        return self._cell(subject, method=use, seed=seed, steps=task.budget, probes=probes, measures=(eye,), **data)
+
+
+def _label(attack: AttackUse) -> str:
+    """What an expanded attack is called in roles and verdicts."""
+    return attack.name or attack.attack
 
 
 def _points(search: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

@@ -6,11 +6,11 @@ the same work is never done twice, in whatever study it appears. What the result
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from titer.study.base import Strict, digest
 
-CELL_FORMAT = 1
+CELL_FORMAT: Final = 1
 
 Purpose = Literal[
     "align", "defense", "stability", "search", "attack", "generalization", "trainability_search", "trainability"
