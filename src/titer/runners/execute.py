@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from titer.data.pools import Pools
 from titer.engine.checkpoint import EVERY_S
 from titer.engine.planning import plan
-from titer.errors import RecordError, RunError, StorageError, TiterError
+from titer.errors import RecordError, RunError, StorageError, TiterError, UsageError
 from titer.records.model import CellRecord
-from titer.records.store import RunStore
+from titer.records.store import RunStore, storage_error
 from titer.study.cell import Plan, Planned
 from titer.study.spec import Runtime, Study
+
+if TYPE_CHECKING:
+    from titer.runners.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class RunOptions:
     """Finish at most so many cells in this call (the rest stay for the next one)."""
 
 
+Submit = Callable[[Planned], "Future[CellRecord]"]
 Report = Callable[[str, int, float, int, float], None]
 """(what just happened, cells done, work done, cells known, work known); work in training-step units."""
 
@@ -52,8 +56,13 @@ def run(study: Study, root: Path | str, options: RunOptions | None = None, repor
     """
     options = options or RunOptions()
     store = RunStore(root)
+    for other in map(Path, options.reuse):
+        if not RunStore(other).cells.is_dir():
+            raise UsageError("there are no records to take over", field="reuse", value=str(other),
+                             expected="a run directory with cells/, as `titer run` makes it",
+                             remedy="check the path, or leave it out")  # fmt: skip
     with store.locked():
-        store.begin(study)
+        store.refuse_other(study)
         pools = Pools(study)
         runtime = study.runtime.model_copy(
             update={k: v for k in ("workers", "threads") if (v := getattr(options, k)) is not None}
@@ -70,6 +79,7 @@ class _Session:
         self.options, self.report = options, report
         self.records: dict[str, CellRecord] = {}
         self.finished_here = 0
+        self.begun = False
 
     def work(self) -> None:
         failures: list[TiterError] = []
@@ -92,6 +102,9 @@ class _Session:
 
     def _plan(self) -> Plan:
         current = plan(self.study, self.pools, self._known)
+        if not self.begun:  # not before: a study that is refused must not take the directory from its corrected form
+            self.store.begin(self.study)
+            self.begun = True
         self.store.write_plan(current)
         return current
 
@@ -105,11 +118,23 @@ class _Session:
             with suppress(RecordError):
                 if record := other.record(digest):
                     if record.artifact and (other.models / digest).exists():
-                        shutil.copytree(other.models / digest, self.store.models / digest, dirs_exist_ok=True)
-                    self.store.write_record(record)
+                        self._copy_weights(other.models / digest, self.store.models / digest)
+                    self.store.take_over(other, digest)
                     self.records[digest] = record
                     break
         return self.records.get(digest)
+
+    @staticmethod
+    def _copy_weights(source: Path, target: Path) -> None:
+        fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.copytree(source, fresh)
+            shutil.rmtree(target, ignore_errors=True)
+            fresh.rename(target)
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise storage_error(error, target) from error
 
     def _todo(self, current: Plan) -> dict[str, Planned]:
         """Cells without a record, and building cells whose weights are gone though a missing cell needs them."""
@@ -122,40 +147,42 @@ class _Session:
                 parent = cells[parent].cell.parent
         return {d: p for d, p in cells.items() if d in todo}
 
-    def _finish(self, current: Plan, todo: dict[str, Planned], submit, failures: list[TiterError]) -> bool:
+    def _finish(self, current: Plan, todo: dict[str, Planned], submit: Submit, failures: list[TiterError]) -> bool:
+        """Do what is to be done and can be done. Returns whether something failed."""
         work = {p.digest: _work(p) for p in current.cells}
         total = sum(work.values())
         done = len(work) - len(todo)
         spent = total - sum(work[d] for d in todo)
         self.report("planned", done, spent, len(work), total)
-        waiting, running, lost = dict(todo), {}, set()
+        waiting, lost = dict(todo), set[str]()
+        running: dict[str, Future[CellRecord]] = {}
         limit = self.runtime.workers
         while waiting or running:
-            for digest in [d for d, p in waiting.items() if p.cell.parent in lost]:
-                lost.add(digest)
-                del waiting[digest]
-            ready = (p for p in waiting.values() if p.cell.parent not in waiting and p.cell.parent not in running)
-            while len(running) < limit and not self._enough_with(running) and (nxt := next(ready, None)):
-                running[nxt.digest] = submit(nxt)
-                waiting.pop(nxt.digest)
-                ready = (p for p in waiting.values() if p.cell.parent not in waiting and p.cell.parent not in running)
+            while hopeless := [d for d, p in waiting.items() if p.cell.parent in lost]:  # and what comes from these
+                lost.update(hopeless)
+                waiting = {d: p for d, p in waiting.items() if d not in lost}
+            try:
+                while len(running) < limit and not self._enough_with(running) and (nxt := _ready(waiting, running)):
+                    running[nxt.digest] = submit(waiting.pop(nxt.digest))
+            except BrokenProcessPool as error:
+                raise _died(running) from error
             if not running:
                 break
             finished, _ = wait(running.values(), return_when=FIRST_COMPLETED)
             for digest in [d for d, f in running.items() if f in finished]:
-                future = running.pop(digest)
+                future = running[digest]
                 try:
                     self.records[digest] = future.result()
                 except BrokenProcessPool as error:
-                    raise RunError("a worker process died", field="cell", value=digest, expected="to finish",
-                                   remedy="often memory ran out: use fewer --workers; then give the same command "
-                                   "again, finished cells are kept") from error  # fmt: skip
+                    raise _died(running) from error
                 except TiterError as error:
                     failures.append(error)
                     lost.add(digest)
                     if isinstance(error, StorageError):
                         waiting.clear()  # nothing more can be written; let what runs end
                     continue
+                finally:
+                    running.pop(digest)
                 self.finished_here += 1
                 done, spent = done + 1, spent + work[digest]
                 role = todo[digest].roles[0]
@@ -168,21 +195,15 @@ class _Session:
         return limit is not None and self.finished_here + len(running) >= limit
 
     @contextmanager
-    def _performer(self) -> Iterator[Callable[[Planned], Future]]:
+    def _performer(self) -> Iterator[Submit]:
         """A function that starts a cell and gives its future."""
+        from titer.runners.workbench import pick_device
+
+        pick_device(self.runtime.device)  # refused here, readably, rather than by a worker that cannot start
         arguments = (self.store.root, self.pools, self.runtime, self.options)
         if self.runtime.workers == 1:
-            _open_bench(*arguments)
-
-            def here(planned: Planned) -> Future:
-                future: Future = Future()
-                try:
-                    future.set_result(_perform(planned))
-                except TiterError as error:
-                    future.set_exception(error)
-                return future
-
-            yield here
+            with _bench_here(*arguments):
+                yield _perform_here
             return
         pool = ProcessPoolExecutor(self.runtime.workers, mp_context=get_context("spawn"), initializer=_open_worker,
                                    initargs=arguments)  # fmt: skip
@@ -198,9 +219,20 @@ def _work(planned: Planned) -> float:
     return cell.steps + 2.0 * len(cell.probes or (0,)) * len(cell.measures) + 1.0
 
 
-# -- inside a worker ----------------------------------------------------------------------------------------------
+def _ready(waiting: dict[str, Planned], running: dict[str, Future[CellRecord]]) -> Planned | None:
+    """The first cell whose parent, if it has one, is finished."""
+    return next((p for p in waiting.values() if p.cell.parent not in waiting and p.cell.parent not in running), None)
 
-_bench = None
+
+def _died(running: dict[str, Future[CellRecord]]) -> RunError:
+    return RunError("a worker process died", field="cell", value=" or ".join(running), expected="to finish",
+                    remedy="often memory ran out: use fewer --workers; then give the same command again, "
+                    "finished cells are kept")  # fmt: skip
+
+
+# -- where cells are done: in this process, or inside a worker ----------------------------------------------------
+
+_bench: Workbench | None = None
 
 
 def _open_bench(root: Path, pools: Pools, runtime: Runtime, options: RunOptions) -> None:
@@ -216,16 +248,41 @@ def _open_bench(root: Path, pools: Pools, runtime: Runtime, options: RunOptions)
 
 def _open_worker(root: Path, pools: Pools, runtime: Runtime, options: RunOptions) -> None:
     """A worker must not outlive its parent: after `kill -9` of the parent it would go on writing into the run."""
-    parent = os.getppid()
+    parent = parent_process()  # waited for by a pipe, so that a parent dead before this line is noticed too
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
+        if parent:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
     _open_bench(root, pools, runtime, options)
 
 
 def _perform(planned: Planned) -> CellRecord:
-    return _bench.perform(planned)  # type: ignore[union-attr] — opened by the initializer
+    assert _bench is not None  # opened by the initializer
+    return _bench.perform(planned)
+
+
+@contextmanager
+def _bench_here(root: Path, pools: Pools, runtime: Runtime, options: RunOptions) -> Iterator[None]:
+    """The bench of this very process; what it changed is put back, for titer may be called from a larger program."""
+    global _bench
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        _open_bench(root, pools, runtime, options)
+        yield
+    finally:
+        _bench = None
+        torch.set_num_threads(threads)
+
+
+def _perform_here(planned: Planned) -> Future[CellRecord]:
+    future: Future[CellRecord] = Future()
+    try:
+        future.set_result(_perform(planned))
+    except TiterError as error:
+        future.set_exception(error)
+    return future

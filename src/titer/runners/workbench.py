@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import copy
 import shutil
+import traceback
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from titer.assets.models import load_model, save_model, weights_digest
+from titer.assets.models import LoadedModel, load_model, save_model, weights_digest
+from titer.data.examples import digest_of
 from titer.data.pools import Pools
 from titer.data.subject import Subject
 from titer.engine.checkpoint import EVERY_S, Rolling
-from titer.engine.drive import Driven, Eye, Progress, drive
+from titer.engine.drive import Driven, Eye, Progress, Stopped, drive
 from titer.errors import AssetError, RunError, StorageError, TiterError
 from titer.measures.registry import resolve_measure
-from titer.methods.method import MethodData
+from titer.methods.method import Method, MethodData
 from titer.methods.registry import resolve
 from titer.records.model import Artifact, CellRecord
 from titer.records.store import RunStore, storage_error
-from titer.study.cell import Cell, PartUse, Planned
+from titer.study.cell import Cell, CellMeasure, PartUse, Planned
 from titer.study.reference import ModelRef
 from titer.study.spec import Runtime
 
@@ -50,34 +52,38 @@ class Workbench:
 
     def perform(self, planned: Planned, progress: Progress | None = None) -> CellRecord:
         """Run the cell and write its record (last, atomically). Raises RunError naming the cell if it fails."""
+        rolling = None
+        if planned.cell.steps:
+            rolling = Rolling(self.store.work / planned.digest, every_s=self.checkpoint_every_s)
         try:
-            driven = self.drive(planned, progress)
+            driven = self.drive(planned, progress, rolling)
             if driven.transcripts:
                 rows = [{"step": s, "label": k, **t} for (s, k), ts in driven.transcripts.items() for t in ts]
                 self.store.write_transcripts(planned.digest, rows)
             self.store.write_record(driven.record)
+            if rolling:  # only now: a record that could not be written must not cost the work
+                rolling.delete()
             return driven.record
-        except TiterError:
+        except (TiterError, Stopped):
             raise
         except OSError as error:
             raise storage_error(error, self.store.root) from error
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # a plug-in may raise anything; the other cells shall still be finished
+            place = traceback.extract_tb(error.__traceback__)[-1]
             raise RunError(
-                f"a cell failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
+                f"a cell failed ({type(error).__name__}: {' '.join(str(error).split())[:300]}; "
+                f"{Path(place.filename).name}:{place.lineno})",
                 field="cell", value=f"{planned.digest} ({planned.roles[0].purpose} {planned.roles[0].candidate})",
                 expected="to finish", remedy="finished cells are kept; mend the cause and give the same command again",
             ) from error  # fmt: skip
 
-    def drive(self, planned: Planned, progress: Progress | None = None) -> Driven:
+    def drive(self, planned: Planned, progress: Progress | None = None, rolling: Rolling | None = None) -> Driven:
         """Run the cell without writing its record: the final model is in the result."""
         cell = planned.cell
         subject = self.subject(planned)
         method = resolve(cell.method.kind, cell.method.name, cell.method.settings) if cell.method else None
         data = MethodData(harmful=self._draw(cell.harmful, cell), harmless=self._draw(cell.harmless, cell))
         eyes = [self._eye(m, method) for m in cell.measures]
-        rolling = None
-        if cell.steps:
-            rolling = Rolling(self.store.work / planned.digest, every_s=self.checkpoint_every_s)
         return drive(
             cell, method, subject, data, eyes, rolling=rolling, progress=progress,
             artifact=lambda model: self._keep(model, subject.tokenizer, planned.digest),
@@ -90,13 +96,15 @@ class Workbench:
             return ()
         return self.pools.draw(use.part, count=use.examples, seed=cell.seed, domains=use.domains)
 
-    def _eye(self, spec: Any, method: Any) -> Eye:
+    def _eye(self, spec: CellMeasure, method: Method | None) -> Eye:
         examples = self.pools.part(spec.text.part, spec.text.domains)[: spec.text.examples]
         wrap = getattr(method, "wrap_eval", None)
-        if wrap and spec.label in ("harm", "confirm", "second"):
-            examples = tuple(wrap(e) for e in examples)
-        # Which items were read, by content: readings of two cells are paired only if these match.
+        # Which items were read, by content: readings of two cells are paired, or shared, only if these match.
         items = f"{spec.text.content}:{len(examples)}"
+        if wrap and spec.label in ("harm", "confirm", "second"):
+            given, examples = examples, tuple(wrap(e) for e in examples)
+            if examples != given:
+                items += f":{digest_of(examples)}"
         return Eye(spec=spec, measure=resolve_measure(spec.name, spec.settings), examples=examples, items=items)
 
     def subject(self, planned: Planned) -> Subject:
@@ -116,22 +124,23 @@ class Workbench:
 
     def _load(self, planned: Planned) -> tuple[Any, Any]:
         parent = planned.cell.parent
-        ref = ModelRef.model_validate_json(planned.model_name)
-        if parent is not None:
-            made = self.store.models / parent
-            record = self.store.record(parent)
-            if record is None or record.artifact is None or not made.exists():
-                raise AssetError("the model a cell starts from is missing", field="parent", value=parent,
-                                 expected="weights made by an earlier cell of this run",
-                                 remedy="give the `titer run` command again; they are made anew")  # fmt: skip
-            ref = ModelRef(source="path", name=str(made))
-        loaded = load_model(ref)
-        if parent is not None and (found := weights_digest(loaded.model)) != record.artifact.sha256:
+        loaded = load_model(ModelRef.model_validate_json(planned.model_name)) if parent is None else self._made(parent)
+        loaded.model.to(self.device).eval().requires_grad_(False)
+        return loaded.model, loaded.tokenizer
+
+    def _made(self, parent: str) -> LoadedModel:
+        """The model a building cell of this run made, if it is still what its record says."""
+        made, record = self.store.models / parent, self.store.record(parent)
+        if record is None or record.artifact is None or not made.exists():
+            raise AssetError("the model a cell starts from is missing", field="parent", value=parent,
+                             expected="weights made by an earlier cell of this run",
+                             remedy="give the `titer run` command again; they are made anew")  # fmt: skip
+        loaded = load_model(ModelRef(source="path", name=str(made)))
+        if (found := weights_digest(loaded.model)) != record.artifact.sha256:
             raise AssetError("the weights made by an earlier cell have changed", field=str(made), value=found,
                              expected=record.artifact.sha256,
                              remedy=f"delete {made.name} under models/ and give the `titer run` command again")  # fmt: skip
-        loaded.model.to(self.device).eval().requires_grad_(False)
-        return loaded.model, loaded.tokenizer
+        return loaded
 
     def _keep(self, model: Any, tokenizer: Any, digest: str) -> Artifact:
         directory = self.store.models / digest

@@ -1,0 +1,386 @@
+"""Bringing a study to its end: what is done, what is not done again, and what a failure leaves."""
+
+import errno
+import os
+
+import pytest
+
+import titer
+from titer.cli.main import main
+from titer.errors import BusyRunError, RunError, StorageError, StudyError, UsageError
+from titer.records.store import RunStore
+from titer.runners import execute
+from titer.runners.workbench import Workbench
+
+from running import die, files, numbers, purpose_of, real_perform  # isort: skip
+
+
+@pytest.fixture
+def performed(monkeypatch):
+    """The cells that are really worked on in this process, as (purpose, candidate, seed), in order."""
+    seen = []
+    monkeypatch.setattr(execute, "_perform", lambda planned: seen.append(purpose_of(planned)) or real_perform(planned))
+    return seen
+
+
+def failing(monkeypatch, which, error=None):
+    """Work on cells for which `which(purpose, candidate, seed)` holds fails."""
+    seen = []
+
+    def perform(planned):
+        seen.append(purpose_of(planned))
+        if which(*purpose_of(planned)):
+            raise error or RunError("made to fail", field="cell", value=" ".join(map(str, purpose_of(planned))))
+        return real_perform(planned)
+
+    monkeypatch.setattr(execute, "_perform", perform)
+    return seen
+
+
+def done(root):
+    view = RunStore(root).view()
+    return {purpose_of(p) for p in view.plan.cells if p.digest in view.records}
+
+
+ALL = [("defense", "refusal", 0), *(("attack", c, s) for c in ("none", "refusal") for s in (1, 2))]
+
+
+# -- doing, and not doing again -----------------------------------------------------------------------------------
+
+
+def test_a_run_does_every_cell_and_leaves_no_half_made_weights(small_study, tmp_path, performed):
+    store = titer.run(small_study(), tmp_path / "run")
+    assert performed == ALL
+    view = store.view()
+    assert view.missing == 0 and view.problems == ()
+    assert not store.work.exists()
+    # Weights are kept of what the defender made, and of nothing else.
+    ((building, _),) = [(p, r) for p in view.plan.cells for r in p.roles if r.purpose == "defense"]
+    assert [p.name for p in store.models.iterdir()] == [building.digest]
+    assert view.records[building.digest].artifact.bytes > 1e5
+
+
+def test_a_finished_run_is_not_done_again(small_study, copied, performed):
+    before = files(copied)
+    titer.run(small_study(), copied)
+    assert performed == [] and files(copied) == before
+
+
+def test_progress_is_reported(small_study, tmp_path):
+    told = []
+    titer.run(small_study(), tmp_path / "run", report=lambda *a: told.append(a))
+    assert [t[0] for t in told] == [
+        "planned",
+        "defense refusal 0",
+        *(f"attack {c} full_sft {s}" for _, c, s in ALL[1:]),
+    ]
+    assert [t[1] for t in told] == list(range(6)) and {t[3] for t in told} == {5}
+    assert told[0][2] == 0 and told[-1][2] == told[-1][4] and [t[2] for t in told] == sorted(t[2] for t in told)
+
+
+def test_a_caller_keeps_its_threads(small_study, tmp_path):
+    import torch
+
+    torch.set_num_threads(2)
+    try:
+        titer.run(small_study(), tmp_path / "run", stop_after=1, threads=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", None])
+def test_a_damaged_record_alone_is_done_anew(small_study, copied, finished, performed, damage):
+    store, before = RunStore(copied), files(copied)
+    victim = next(p for p in store.plan().cells if purpose_of(p) == ("attack", "refusal", 1))
+    path = store.cells / f"{victim.digest}.json"
+    path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
+    assert len(store.view().problems) == 1
+    titer.run(small_study(), copied)
+    assert performed == [("attack", "refusal", 1)]
+    after = files(copied)
+    assert {n: c for n, c in after.items() if n != path.name} == {n: c for n, c in before.items() if n != path.name}
+    assert numbers(copied) == numbers(finished)
+
+
+def test_weights_that_are_gone_are_made_anew_only_if_needed(small_study, copied, finished, performed):
+    import shutil
+
+    store = RunStore(copied)
+    shutil.rmtree(store.models)
+    titer.run(small_study(), copied)
+    assert performed == []
+    victim = next(p for p in store.plan().cells if purpose_of(p) == ("attack", "refusal", 2))
+    (store.cells / f"{victim.digest}.json").unlink()
+    titer.run(small_study(), copied)
+    assert performed == [("defense", "refusal", 0), ("attack", "refusal", 2)]
+    assert numbers(copied) == numbers(finished)
+
+
+def test_weights_that_were_changed_are_not_attacked(small_study, copied, tmp_path):
+    store = RunStore(copied)
+    (weights,) = store.models.glob("*/model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    victim = next(p for p in store.plan().cells if purpose_of(p) == ("attack", "refusal", 2))
+    (store.cells / f"{victim.digest}.json").unlink()
+    with pytest.raises(UsageError, match="have changed"):
+        titer.run(small_study(), copied)
+
+
+def test_the_run_can_stop_after_so_many_cells(small_study, finished, tmp_path, performed):
+    for cells in (1, 3):
+        titer.run(small_study(), tmp_path / "run", stop_after=cells)
+        assert len(done(tmp_path / "run")) == len(performed) == {1: 1, 3: 4}[cells]
+    titer.run(small_study(), tmp_path / "run")
+    assert performed == ALL
+    assert numbers(tmp_path / "run") == numbers(finished)
+
+
+def test_a_search_is_followed_by_its_confirmation(small_study, tmp_path, performed):
+    attack = {"attack": "full_sft", "settings": {"batch_size": 16}, "search": {"lr": [1e-5, 1e-3]}}
+    resistance = small_study().resistance.model_dump(mode="json")
+    study = small_study(candidates=["none"], resistance=resistance | {"attacks": [attack], "budget": 16, "seeds": [1],
+                                                                      "search_seeds": [11]})  # fmt: skip
+    store = titer.run(study, tmp_path / "run")
+    assert performed == [("search", "none", 11)] * 2 + [("attack", "none", 1)]
+    (entry,) = store.view().entries("attack")
+    assert entry.role.point == {"lr": 1e-3}  # the other moves nothing within 16 steps
+    assert store.plan().complete
+
+
+# -- reuse --------------------------------------------------------------------------------------------------------
+
+
+def test_reuse_takes_records_and_weights_over_and_computes_nothing(small_study, finished, tmp_path, performed):
+    store = titer.run(small_study(), tmp_path / "run", reuse=(finished,))
+    assert performed == []
+    assert {n: c[1] for n, c in files(store.root).items()} == {n: c[1] for n, c in files(finished).items()}
+    assert sorted(p.name for p in store.models.rglob("*")) == sorted(
+        p.name for p in RunStore(finished).models.rglob("*")
+    )
+    # And it is enough to go on from: a cell that starts from the weights can be done.
+    victim = next(p for p in store.plan().cells if purpose_of(p) == ("attack", "refusal", 1))
+    (store.cells / f"{victim.digest}.json").unlink()
+    titer.run(small_study(), tmp_path / "run")
+    assert performed == [("attack", "refusal", 1)]
+    assert numbers(tmp_path / "run") == numbers(finished)
+
+
+def test_a_larger_study_takes_over_what_fits(small_study, finished, tmp_path, performed):
+    resistance = small_study().resistance.model_dump(mode="json") | {"seeds": [1, 2, 3]}
+    titer.run(small_study(name="larger", resistance=resistance), tmp_path / "run", reuse=(finished,))
+    assert performed == [("attack", "none", 3), ("attack", "refusal", 3)]
+
+
+def test_a_damaged_record_is_not_taken_over(small_study, copied, tmp_path, performed):
+    path = next(iter(RunStore(copied).cells.glob("*.json")))
+    path.write_text(path.read_text()[:-1])
+    titer.run(small_study(), tmp_path / "run", reuse=(copied,))
+    assert len(performed) == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty"])
+def test_a_directory_without_a_run_cannot_be_reused(small_study, tmp_path, performed, kind):
+    other = tmp_path / "other"
+    {"missing": lambda: None, "file": lambda: other.write_text("x"), "empty": other.mkdir}[kind]()
+    with pytest.raises(UsageError, match="no records to take over") as caught:
+        titer.run(small_study(), tmp_path / "run", reuse=(other,))
+    assert caught.value.value == str(other) and performed == [] and not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_while_taking_weights_over_is_told_readably(small_study, finished, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execute.shutil, "copytree", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        titer.run(small_study(), tmp_path / "run", reuse=(finished,))
+
+
+# -- failures -----------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_cell_does_not_stop_the_others(small_study, tmp_path, monkeypatch):
+    seen = failing(monkeypatch, lambda purpose, candidate, seed: (purpose, candidate) == ("attack", "none"))
+    with pytest.raises(RunError, match="made to fail") as caught:
+        titer.run(small_study(), tmp_path / "run")
+    assert caught.value.value == "attack none 1"  # the first of two
+    assert seen == ALL and done(tmp_path / "run") == set(ALL) - {("attack", "none", 1), ("attack", "none", 2)}
+
+
+def test_the_command_line_says_what_failed_and_returns_1(tmp_path, monkeypatch, capsys, study_file):
+    failing(monkeypatch, lambda purpose, candidate, seed: seed == 1)
+    assert main(["run", str(study_file), "--run", str(tmp_path / "run"), "--quiet"]) == 1
+    assert "made to fail" in capsys.readouterr().err
+
+
+def test_what_depends_on_a_lost_cell_is_not_tried(small_study, tmp_path, monkeypatch):
+    """Alignment, defense, attack: a chain, of which the first link breaks."""
+    align = {
+        "method": {"name": "sft_refusal", "settings": {"batch_size": 16}},
+        "data": {"harmful": "harm/defense"},
+        "steps": 2,
+    }
+    seen = failing(monkeypatch, lambda purpose, *_: purpose == "align")
+    with pytest.raises(RunError, match="made to fail"):
+        titer.run(small_study(align=align), tmp_path / "run")
+    assert seen == [("stability", "before_alignment", 0), ("align", "", 0)]
+
+
+def test_what_does_not_depend_on_a_lost_cell_is_done(small_study, tmp_path, monkeypatch):
+    seen = failing(monkeypatch, lambda purpose, *_: purpose == "defense")
+    with pytest.raises(RunError):
+        titer.run(small_study(), tmp_path / "run")
+    assert seen == [c for c in ALL if c[:2] != ("attack", "refusal")]
+    assert done(tmp_path / "run") == {("attack", "none", 1), ("attack", "none", 2)}
+    monkeypatch.setattr(execute, "_perform", real_perform)
+    titer.run(small_study(), tmp_path / "run")
+    assert done(tmp_path / "run") == set(ALL)
+
+
+def test_after_a_full_disk_nothing_more_is_started(small_study, tmp_path, monkeypatch):
+    seen = failing(monkeypatch, lambda purpose, candidate, seed: seed == 1, StorageError("the disk is full"))
+    with pytest.raises(StorageError, match="the disk is full"):
+        titer.run(small_study(), tmp_path / "run")
+    assert seen == ALL[:2]
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished_and_the_work_begun(small_study, finished, tmp_path, monkeypatch):
+    """The record of the third cell cannot be written; its checkpoint stays, and the same command goes on from there."""
+    real, count = os.fsync, []
+
+    def fsync(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        count.extend([1] if "/cells/" in name else [])
+        if len(count) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageError, match="the disk is full"):
+        titer.run(small_study(), tmp_path / "run", checkpoint_every_s=0.0)
+    store = RunStore(tmp_path / "run")
+    assert done(store.root) == set(ALL[:2])
+    (left,) = store.work.iterdir()
+    monkeypatch.setattr(os, "fsync", real)
+    titer.run(small_study(), tmp_path / "run")
+    assert store.record(left.name).resumed == 1 and not store.work.exists()
+    assert numbers(store.root) == numbers(finished)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("odd shape"), KeyError("gone"), TypeError("not a tensor"), MemoryError()]
+)
+def test_whatever_a_method_raises_is_told_with_its_place(small_study, tmp_path, monkeypatch, error):
+    def start(self, subject, data, *, seed, horizon):
+        raise error
+
+    monkeypatch.setattr("titer.methods.attacks.full_sft.FullSFT.start", start)
+    with pytest.raises(RunError, match=type(error).__name__) as caught:
+        titer.run(small_study(), tmp_path / "run")
+    assert "test_execute.py:" in caught.value.problem and caught.value.__cause__ is error
+    assert done(tmp_path / "run") == {("defense", "refusal", 0)}
+
+
+def test_a_worker_that_dies_is_told_readably(small_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "_perform", die)
+    with pytest.raises(RunError, match="a worker process died") as caught:
+        titer.run(small_study(), tmp_path / "run", workers=2)
+    assert "--workers" in caught.value.remedy and caught.value.exit_status == 1
+    running = caught.value.value.split(" or ")
+    assert set(running) <= {p.digest for p in RunStore(tmp_path / "run").plan().cells}
+
+
+def test_a_device_that_is_not_there_is_refused_readably_whatever_the_workers(small_study, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RunError, match="no CUDA device"):
+        titer.run(small_study(runtime={"max_length": 32, "device": "cuda"}), tmp_path / "run", workers=2)
+
+
+# -- one run at a time, one study in a directory ------------------------------------------------------------------
+
+
+@pytest.fixture
+def study_file(small_study, tmp_path):
+    import yaml
+
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_study().model_dump(mode="json")))
+    return path
+
+
+def test_a_second_run_in_the_same_directory_is_refused(small_study, finished, copied, study_file, performed, capsys):
+    with RunStore(copied).locked():
+        with pytest.raises(BusyRunError):
+            titer.run(small_study(), copied)
+        assert main(["run", str(study_file), "--run", str(copied), "--quiet"]) == 1
+    assert "another titer process" in capsys.readouterr().err and performed == []
+    assert files(copied).keys() == files(finished).keys()
+
+
+def test_another_study_in_the_same_directory_is_refused(small_study, copied, performed):
+    before = files(copied)
+    with pytest.raises(UsageError, match="holds another study"):
+        titer.run(small_study(name="another"), copied)
+    assert performed == [] and files(copied) == before
+
+
+def test_a_study_that_is_refused_leaves_the_directory_to_its_corrected_form(small_study, tmp_path, performed):
+    wrong = small_study(defense_data={"harmless": "harmless/defense"})
+    with pytest.raises(StudyError):
+        titer.run(wrong, tmp_path / "run")
+    assert performed == []
+    titer.run(small_study(), tmp_path / "run", stop_after=1)
+    assert performed == ALL[:1]
+
+
+def test_a_file_in_place_of_the_run_directory_is_told_readably(small_study, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        titer.run(small_study(), tmp_path / "run")
+
+
+# -- the bench ----------------------------------------------------------------------------------------------------
+
+
+def bench_and_cells(study, root, **options):
+    from titer.data.pools import Pools
+    from titer.engine.planning import plan
+
+    pools = Pools(study)
+    return Workbench(RunStore(root), pools, study.runtime, **options), plan(study, pools, lambda d: None).cells
+
+
+def test_transcripts_are_written_only_if_asked_for(small_study, tmp_path, finished):
+    assert not RunStore(finished).transcripts.exists()
+    store = titer.run(small_study(), tmp_path / "run", keep_transcripts=True)
+    attack = next(p for p in store.plan().cells if purpose_of(p) == ("attack", "none", 1))
+    rows = store.read_transcripts(attack.digest)
+    record = store.record(attack.digest)
+    read = [(p.step, r.label, r.n) for p in record.probes for r in p.readings]
+    assert len(rows) == sum(n for *_, n in read) and {(r["step"], r["label"]) for r in rows} == {x[:2] for x in read}
+    assert record.transcripts and not RunStore(finished).record(attack.digest).transcripts
+
+
+def test_a_method_that_words_prompts_its_own_way_shares_no_reading(small_study, tmp_path, monkeypatch):
+    """Readings at step 0 are shared by what was read; a wrapped prompt is another one."""
+    from dataclasses import replace
+
+    from titer.methods.attacks.full_sft import FullSFT
+
+    bench, cells = bench_and_cells(small_study(), tmp_path)
+    attack = next(p for p in cells if purpose_of(p) == ("attack", "none", 1))
+    plain = bench.perform(attack)
+    monkeypatch.setattr(FullSFT, "wrap_eval", lambda self, e: replace(e, prompt=e.prompt + " ."))
+    wrapped = bench.perform(attack)
+    assert wrapped.items["harm"] != plain.items["harm"] and wrapped.items["harm"].startswith(plain.items["harm"])
+    alone = bench_and_cells(small_study(), tmp_path)[0].perform(attack)
+    assert wrapped.probe(0) == alone.probe(0)
+
+
+def test_a_look_outside_a_run_writes_neither_record_nor_checkpoint(small_study, tmp_path):
+    bench, cells = bench_and_cells(small_study(), tmp_path, checkpoint_every_s=0.0)
+    bench.drive(next(p for p in cells if purpose_of(p) == ("attack", "none", 1)))
+    assert not list(tmp_path.rglob("*"))
