@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
 
 import numpy as np
 from scipy import sparse
@@ -23,14 +23,22 @@ def tfidf(texts: Sequence[str]) -> sparse.csr_matrix:
 
     The smoothed weighting of scikit-learn's TfidfVectorizer.
     """
+    return _weighted(_counted(texts))
+
+
+def _counted(texts: Sequence[str]) -> sparse.csr_matrix:
+    """How often each text (row) holds each term (column, terms sorted)."""
     counts = [Counter(_terms(t)) for t in texts]
     index = {term: i for i, term in enumerate(sorted(set().union(*counts)))} if counts else {}
     rows = np.repeat(np.arange(len(counts)), [len(c) for c in counts])
     columns = np.array([index[t] for c in counts for t in c], dtype=np.int64)
     values = np.array([v for c in counts for v in c.values()], dtype=np.float64)
-    matrix = sparse.csr_matrix((values, (rows, columns)), shape=(len(counts), max(1, len(index))))
-    frequency = np.bincount(columns, minlength=matrix.shape[1])
-    matrix = matrix @ sparse.diags(np.log((1 + len(counts)) / (1 + frequency)) + 1)
+    return sparse.csr_matrix((values, (rows, columns)), shape=(len(counts), max(1, len(index))))
+
+
+def _weighted(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    frequency = np.bincount(counts.indices, minlength=counts.shape[1])
+    matrix = counts @ sparse.diags(np.log((1 + counts.shape[0]) / (1 + frequency)) + 1)
     norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
     return sparse.diags(1 / np.where(norms > 0, norms, 1)) @ matrix
 
@@ -46,6 +54,22 @@ def near_duplicates(first: Sequence[str], second: Sequence[str], threshold: floa
         (int(i), int(j), float(s))
         for i, j, s in zip(similar.row[keep], similar.col[keep], similar.data[keep], strict=True)
     ]
+
+
+def near_between(parts: Mapping[str, Sequence[str]], threshold: float) -> dict[tuple[str, str], int]:
+    """For every two parts, how many texts of the second nearly repeat one of the first, as `near_duplicates` finds them.
+
+    Terms are counted once instead of once per pair, which is nearly all of the work.
+    """
+    counts = _counted([text for part in parts.values() for text in part])
+    ends = np.cumsum([len(part) for part in parts.values()])
+    rows = {name: counts[end - len(part) : end] for (name, part), end in zip(parts.items(), ends, strict=True)}
+    found = {}
+    for (a, first), (b, second) in combinations(rows.items(), 2):
+        both = _weighted(sparse.vstack([first, second], format="csr")).tocsr()
+        similar = (both[: first.shape[0]] @ both[first.shape[0] :].T).tocoo()
+        found[a, b] = len(set(similar.col[similar.data > threshold].tolist()))
+    return found
 
 
 def drop_near(examples: Sequence[Example], against: Sequence[Example], threshold: float) -> tuple[Example, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from titer.data.examples import Example, digest_of
-from titer.data.near import asked, drop_near, exact_overlap, near_duplicates
+from titer.data.near import asked, drop_near, exact_overlap, near_between, near_duplicates
 from titer.data.respond import content_free_compliance, refusals
 from titer.data.sources import load_source
 from titer.errors import OverlapError, StudyError
@@ -32,6 +33,7 @@ class Pools:
         self._parts: dict[str, tuple[Example, ...]] = {}
         for name, pool in study.pools.items():
             self._parts |= _cut(name, pool, whole[name])
+        self._proof: dict[str, Any] | None = None
         self._digests: dict[tuple[str, tuple[str, ...] | None], str] = {}
 
     def _loaded(self, name: str, pool: Pool) -> tuple[Example, ...]:
@@ -119,15 +121,19 @@ class Pools:
         """Proof for the record: sizes, exact overlaps (counted; none, by construction), near-duplicates by pair: how
         many of the second part's examples nearly repeat one of the first's. Invented text is all alike and left out.
         """
+        if self._proof is None:  # planning asks again and again, and the text does not change
+            self._proof = self._compare_parts()
+        return copy.deepcopy(self._proof)
+
+    def _compare_parts(self) -> dict[str, Any]:
         keys = [{e.key for e in part} for part in self._parts.values()]
         exact = sum(len(a & b) for a, b in combinations(keys, 2))
-        near: dict[str, int] = {}
-        real = {a: p for a, p in self._parts.items() if self.provenance[a.split("/")[0]].get("synthetic") != "yes"}
-        for (a, first), (b, second) in combinations(real.items(), 2):
-            texts = [[asked(e) for e in part] for part in (first, second)]
-            found = len({j for _, j, _ in near_duplicates(*texts, 0.8)})
-            if found:
-                near[f"{a}~{b}"] = found
+        real = {
+            a: [asked(e) for e in p]
+            for a, p in self._parts.items()
+            if self.provenance[a.split("/")[0]].get("synthetic") != "yes"
+        }
+        near = {f"{a}~{b}": found for (a, b), found in near_between(real, 0.8).items() if found}
         return {
             "sizes": {a: len(p) for a, p in self._parts.items()},
             "exact_overlap": exact,

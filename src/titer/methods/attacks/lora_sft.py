@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Annotated, Literal
 
-from peft import LoraConfig, get_peft_model
 from pydantic import Field
 
 from titer.data.subject import Subject
@@ -33,9 +32,11 @@ class LoraSFT(Training, Attack):
     targets: Literal["all-linear"] = "all-linear"
 
     def start(self, subject: Subject, data: MethodData, *, seed: int, horizon: int) -> SupervisedRun:
+        from peft import LoraConfig, get_peft_model  # takes seconds, and planning needs only the settings
+
         config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.targets,
-            task_type="CAUSAL_LM",
+            r=self.rank, lora_dropout=self.dropout, target_modules=self.targets, task_type="CAUSAL_LM",
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # declared a whole number, but peft only divides it by the rank
         )  # fmt: skip
         with warnings.catch_warnings():  # peft warns of facts we chose: tied embeddings are left alone
             warnings.simplefilter("ignore")
