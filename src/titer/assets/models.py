@@ -55,6 +55,7 @@ def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedMo
     Raises AssetError (missing, truncated, pickled, quantised, incomplete, without a chat template, not a causal LM,
     package out of reach or with another hash) and UnknownNameError (no such tiny model or package row).
     """
+    model: Any
     with quiet():
         if ref.source == "tiny":
             from titer.assets.tiny_model import load_tiny

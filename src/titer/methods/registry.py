@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from titer.errors import StudyError, ThreatModelError, UnknownNameError
 from titer.methods.method import Attack, Defense, Method
 
-KINDS: dict[str, type[Method]] = {"attack": Attack, "defense": Defense}
+KINDS: dict[str, type[Method]] = {"attack": Attack, "defense": Defense}  # type: ignore[type-abstract]
 
 
 @cache

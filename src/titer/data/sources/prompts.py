@@ -79,7 +79,7 @@ def alpaca(*, max_chars: int = 100_000, distractors: int = 0, choice_chars: int 
 
 def _matching(examples: list[Example], i: int, distractors: int, chars: int) -> Example:
     # 7, 14, … places further on: far enough apart that neighbours on one subject are not confused
-    options = [examples[(i + 7 * k) % len(examples)].response[:chars] for k in range(distractors + 1)]
+    options = [(examples[(i + 7 * k) % len(examples)].response or "")[:chars] for k in range(distractors + 1)]
     place = i % (distractors + 1)
     options[0], options[place] = options[place], options[0]
     return replace(examples[i], choices=tuple(options), answer=place)
