@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from titer.verdicts.model import StudyVerdict
@@ -29,19 +29,23 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str, int, float, int, float], None]]:
-    """A report function for `runners.execute.run`: a bar with the time left, or nothing if quiet."""
+    """A report function for `runners.execute.run`: a bar with the time left; lines if nobody watches; nothing if quiet."""
     if quiet:
         yield lambda *_: None
         return
-    columns = (TextColumn("{task.fields[cells]}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
-               TimeRemainingColumn(), TextColumn("{task.description}"))  # fmt: skip
-    with Progress(*columns, console=err, refresh_per_second=2, speed_estimate_period=600) as bar:
-        task = bar.add_task("starting", total=None, cells="")
+    if not err.is_terminal:
+        yield lambda what, done, spent, cells, total: err.print(f"{done}/{cells} cells  {what}", markup=False)
+        return
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    columns = (TextColumn("{task.fields[cells]}"), BarColumn(bar_width=16), TimeElapsedColumn(), TextColumn("left"),
+               TimeRemainingColumn(), TextColumn("{task.description}", table_column=rest, markup=False))  # fmt: skip
+    with Progress(*columns, console=err, refresh_per_second=2, speed_estimate_period=600, expand=True) as bar:
+        tasks: list[Any] = []
 
         def report(what: str, done: int, spent: float, cells: int, total: float) -> None:
-            bar.update(task, description=what, completed=spent, total=total, cells=f"{done}/{cells} cells")
-            if not err.is_terminal:  # a log file gets a line now and then instead of a bar
-                err.print(f"{done}/{cells} cells  {what}", markup=False)
+            if not tasks:  # not before: a study that is refused should not leave half a bar above the message
+                tasks.append(bar.add_task("", total=None, cells=""))
+            bar.update(tasks[0], description=what, completed=spent, total=total, cells=f"{done}/{cells} cells")
 
         yield report
 

@@ -10,7 +10,7 @@ import yaml
 
 from titer.cli.console import err, print_json
 from titer.cli.run import perform
-from titer.errors import UsageError
+from titer.errors import OverlapError, UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -97,5 +97,10 @@ def evaluate_command(
         return
     if not (quiet or as_json):
         err.print(f"Best verdict attainable: {best}", markup=False)
-    perform(study, run or Path("runs/evaluate"), reuse=reuse, workers=workers, threads=threads, transcripts=False,
-            quiet=quiet, as_json=as_json)  # fmt: skip
+    try:
+        perform(study, run or Path("runs/evaluate"), reuse=reuse, workers=workers, threads=threads, transcripts=False,
+                quiet=quiet, as_json=as_json)  # fmt: skip
+    except OverlapError as error:  # told in the words of this command, which knows files and no pools
+        raise OverlapError(f"{error.problem} (attack: --attack-data, judge: --eval-prompts, benign: --benign-data)",
+                           field=error.field, value=error.value, expected=error.expected,
+                           remedy="remove the shared prompts from one of the two files") from error  # fmt: skip
