@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_example import example, hostile, make_study, make_verdict, make_view, whole
 
-from titer.records.model import Environment
+from titer.records.model import Cost, Environment, MeasureFacts, ProbeRecord, Reading
+from titer.records.view import RunView
 from titer.report import conditions, facts, model_card_section, render_html, render_markdown, words, write_report
 from titer.report import formats as f
+from titer.study.cell import BEFORE_ALIGNMENT, Cell, Planned, Role
 
 
 def test_work_adds_up():
@@ -184,3 +186,26 @@ def test_a_study_of_a_thousand_trajectories_is_quick_and_small():
     page, text = render_html(view, verdict), render_markdown(view, verdict)
     spent = time.process_time() - start
     assert runs >= 1000 and spent < 8 and len(page.encode()) < 2_500_000 and len(text.encode()) < 1_000_000
+
+
+def test_what_alignment_did_is_shown_only_where_both_sides_were_read_alike():
+    view = make_view(make_study())
+    assert not facts.alignment(view)  # the study aligns nothing
+    template = next(iter(view.records.values()))
+
+    def add(view, purpose, candidate, values):
+        cell = Cell(model=f"{purpose}-{candidate}")
+        readings = tuple(Reading(label=k, value=v, n=n, se=None, outcomes=()) for k, (v, n) in values.items())
+        measure = {k: MeasureFacts(name=k, version=1, higher="worse", harm_construct="none") for k in values}
+        record = template.model_copy(update={"digest": cell.digest, "cell": cell, "measures": measure,
+                                             "probes": (ProbeRecord(step=0, cost=Cost(), readings=readings),)})  # fmt: skip
+        planned = Planned(
+            digest=cell.digest, cell=cell, roles=(Role(purpose=purpose, candidate=candidate),), model_name="m"
+        )
+        plan = view.plan.model_copy(update={"cells": (*view.plan.cells, planned)})
+        return RunView(study=view.study, plan=plan, records={**view.records, cell.digest: record})
+
+    view = add(view, "stability", BEFORE_ALIGNMENT, {"over_refusal": (0.0, 150), "other": (0.5, 9), "harm": (0.9, 2)})
+    view = add(view, "stability", "none", {"over_refusal": (0.32, 150), "other": (0.4, 8)})
+    shown = {row[0].text: [c.text for c in row[1:]] for row in facts.alignment(view).rows}
+    assert shown == {"over refusal": ["0", "0.320", "150"], "harm": ["0.900", "0", "2"]}  # other items are no pair

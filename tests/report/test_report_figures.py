@@ -2,10 +2,11 @@
 
 import itertools
 import math
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from report_example import example, whole
+from report_example import example, make_study, minimal_verdict, whole
 
 from titer.report import figures, svg
 from titer.verdicts.model import Interval
@@ -158,3 +159,27 @@ def test_ticks_do_not_run_into_each_other():
         assert ticks[0] == 0 and ticks[-1] == grid[-1] and set(ticks) <= set(grid)
         gaps = [across(b, grid[-1]) - across(a, grid[-1]) for a, b in itertools.pairwise(ticks)]
         assert all(gap >= 30 for gap in gaps)
+
+
+def test_breach_budgets_lie_on_one_logarithmic_axis():
+    rows = [svg.RangeRow("a", [(1e9, 1e10), (0.0, None)], [(1e8, 1e9)])]
+    drawn = str(svg.ranges("i", "t", "d", rows, x_label="FLOP"))
+    bars = [tuple(map(float, m)) for m in re.findall(r'(?:bar|thin)" d="M([\d.]+) [\d.]+H([\d.]+)"', drawn)]
+    left, right = 14, 340  # the axis runs over the decades 10⁸ to 10¹⁰
+    middle = (left + right) / 2
+    assert bars == [(middle, right), (left, right), (left, middle)]
+    assert drawn.count('z"/>') == 1  # one arrow: one seed never breached
+    assert 'role="img"' in drawn and "<title" in drawn and "<desc" in drawn
+
+
+def test_the_cheapest_attack_is_told_in_words_too():
+    _, verdict = example()
+    figure = figures.budget_figure(verdict, verdict.candidates[0])
+    assert "full_sft: breach by 24.0 × 10⁹" in figure.summary.replace("\xa0", " ")  # 16 steps of 1.5e9
+    assert "weight_noise" not in figure.summary  # a reference is no attack
+
+
+def test_nothing_read_no_figure():
+    study = make_study()
+    verdict = minimal_verdict(study)
+    assert figures.budget_figure(verdict, verdict.candidates[0]) is None

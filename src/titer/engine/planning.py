@@ -18,7 +18,7 @@ from titer.measures.registry import resolve_measure
 from titer.methods.method import Method
 from titer.methods.registry import resolve
 from titer.records.model import CellRecord
-from titer.study.cell import Cell, CellMeasure, CellMethod, PartUse, Plan, Planned, Role, StopRule
+from titer.study.cell import BEFORE_ALIGNMENT, Cell, CellMeasure, CellMethod, PartUse, Plan, Planned, Role, StopRule
 from titer.study.reference import ModelRef
 from titer.study.spec import (
     CONTROL,
@@ -38,9 +38,6 @@ Known = Callable[[str], CellRecord | None]
 
 Start = tuple[ModelRef, str | None]
 """What a cell starts from: how the study names the root model, and the digest of the building cell, if any."""
-
-BEFORE_ALIGNMENT = "before_alignment"
-"""Pseudo-candidate: the model before the study's own alignment stage. It is looked at, never judged."""
 
 
 def plan(study: Study, pools: Pools, known: Known) -> Plan:

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from titer.records.model import CellRecord
+from titer.records.model import CellRecord, Reading
 from titer.records.view import RunView
 from titer.report import formats as f
-from titer.report.table import Table, table
-from titer.study.cell import Cell
+from titer.report.table import Row, Table, table
+from titer.study.cell import BEFORE_ALIGNMENT, Cell
+from titer.study.spec import CONTROL
 from titer.verdicts.model import CandidateVerdict, StudyVerdict
 
 PURPOSES = {
@@ -61,6 +62,26 @@ def machine(view: RunView) -> list[tuple[str, str]]:
         return values(lambda e: e.packages.get(name))
 
     return rows + [(name, version(name)) for name in packages]
+
+
+def alignment(view: RunView) -> Table:
+    """What the study's own alignment stage did to the model: every reading before it and after it (that is, of M[0])."""
+
+    def readings(purpose: str, candidate: str) -> dict[str, Reading]:
+        found = [e.record for e in view.entries(purpose, candidate=candidate) if e.record and e.record.probe(0)]
+        return {r.label: r for record in found[:1] for r in record.probes[0].readings}
+
+    before = readings("stability", BEFORE_ALIGNMENT)
+    after = readings("attack", CONTROL) | readings("stability", CONTROL)
+    rows: list[Row] = [
+        [f.words(label), f.number(r.value), f.number(after[label].value), str(r.n)]
+        for label, r in before.items()
+        if label in after and after[label].n == r.n
+    ]
+    return table(
+        "The model before and after the study's alignment stage", ["reading", "#before", "#after (M)", "#items"], rows,
+        ["harm: f, the harm reading. What an attack removes is what this stage put in."] if rows else [],
+    )  # fmt: skip
 
 
 def work(view: RunView) -> list[tuple[str, str]]:

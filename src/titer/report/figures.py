@@ -118,6 +118,33 @@ def _draw_share(panel: svg.Panel, a: AttackVerdict, who: str, shift: float) -> N
                 panel.mark(p.step, p.collapsed / p.n, "cross", f"{who} open")
 
 
+def budget_figure(verdict: StudyVerdict, candidate: CandidateVerdict) -> Figure | None:
+    """Every seed's breach budget in training FLOPs, attack by attack: the axis on which attacks are compared."""
+    control = {a.attack: a for a in verdict.control.resistance.attacks}
+    rows, words_ = [], []
+    for a in candidate.resistance.attacks:
+        base = control.get(a.attack)
+        ours, theirs = _spans(a), _spans(base)
+        if a.role == "attack" and (ours or theirs):
+            rows.append(svg.RangeRow(a.attack, ours, theirs))
+            least = min((high for _, high in ours if high is not None), default=None)
+            words_.append(
+                f"{a.attack}: {'no breach' if least is None else 'breach by ' + f.flops(least) + ' at the earliest'}"
+            )
+    if not rows:
+        return None
+    title = f"Breach budgets in training FLOPs, candidate {candidate.name} and control"
+    drawn = svg.ranges(
+        _ident("flops", candidate.name), title, "; ".join(words_) + ".", rows, x_label="training compute, FLOP"
+    )
+    return Figure("Which attack is cheapest", "; ".join(words_) + ".", drawn)
+
+
+def _spans(a: AttackVerdict | None) -> list[tuple[float, float | None]]:
+    """(l, u] in FLOPs per seed; l is 0 where even the probe at 0 does not resist."""
+    return [(t.last_resisting_flops or 0.0, t.first_breached_flops) for t in (a.trajectories if a else ()) if t.probes]
+
+
 def learning_figures(candidate: CandidateVerdict) -> list[Figure]:
     """Per harmless task: mean score over steps, M and M*."""
     out = []

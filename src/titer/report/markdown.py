@@ -64,6 +64,7 @@ def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
         yield f"**{md(c.name)}: {SIGNS[c.overall]} {c.overall}**"
         yield "\n".join(f"- {label}: {md(text)}" for label, text in answer.answer(c))
     yield "## Why"
+    yield from _table(facts.alignment(view), empty="")
     yield from _table(evidence.control_table(verdict.control))
     for c in verdict.candidates:
         yield f"### {md(c.name)}"

@@ -164,6 +164,59 @@ def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Mark
     )
 
 
+@dataclass(frozen=True)
+class RangeRow:
+    """One line of a range plot: intervals (low, high] of the candidate and of the control; high None: not reached."""
+
+    name: str
+    candidate: Sequence[tuple[float, float | None]]
+    control: Sequence[tuple[float, float | None]]
+
+
+def ranges(ident: str, title: str, desc: str, rows: Sequence[RangeRow], *, x_label: str) -> Markup:
+    """Intervals on one logarithmic axis, every seed a bar: candidate above, control below it, dashed. An arrow: beyond the last reading.
+    A bar that begins at 0 begins at the edge."""
+    left, width, bar, gap = 14, 360, 4, 34
+    right, pairs = width - 20, [i for r in rows for i in (*r.candidate, *r.control)]
+    known = [v for low, high in pairs for v in (low, high) if v]
+    first, last = (math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))) if known else (0, 1)
+    last = max(last, first + 1)
+    heights = [gap + bar * (len(r.candidate) + len(r.control)) for r in rows]
+    height = 44 + sum(heights)
+
+    def x(value: float) -> float:
+        share = (math.log10(value) - first) / (last - first) if value > 0 else 0.0
+        return left + min(max(share, 0), 1) * (right - left)
+
+    every = max(1, math.ceil((last - first) / 6))
+    out = []
+    for power in range(first, last + 1, every):
+        at = _n(x(10.0**power))
+        out.append(f'<path class="grid" d="M{at} 4V{height - 34}"/>')
+        out.append(f'<text x="{at}" y="{height - 20}" text-anchor="middle">10<tspan dy="-4">{power}</tspan></text>')
+    y = 4.0
+    for row, tall in zip(rows, heights, strict=True):
+        out.append(f'<text class="label" x="{left}" y="{_n(y + 14)}">{escape(row.name)}</text>')
+        at = y + 22
+        for who, spans in (("candidate", row.candidate), ("control", row.control)):
+            for low, high in spans:
+                end = right if high is None else x(high)
+                out.append(
+                    f'<path class="{who} {"bar" if who == "candidate" else "thin"}" d="M{_n(x(low))} {_n(at)}H{_n(end)}"/>'
+                )
+                if high is None:
+                    out.append(f'<path class="{who} full" d="M{_n(right)} {_n(at - 3)}l6 3l-6 3z"/>')
+                at += bar
+        y += tall
+    middle = (left + right) / 2
+    out.append(f'<text class="name" x="{_n(middle)}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    safe = escape(ident)
+    return Markup(
+        f'<svg viewBox="0 0 {width} {_n(height)}" role="img" aria-labelledby="{safe}-t {safe}-d">'
+        f'<title id="{safe}-t">{escape(title)}</title><desc id="{safe}-d">{escape(desc)}</desc>{"".join(out)}</svg>'
+    )
+
+
 def y_ticks(low: float, high: float) -> list[float]:
     """Four to six round values within the range."""
     raw = (high - low) / 4

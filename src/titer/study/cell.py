@@ -17,6 +17,10 @@ Purpose = Literal[
 ]
 
 
+BEFORE_ALIGNMENT = "before_alignment"
+"""Pseudo-candidate: the model before the study's own alignment stage. It is looked at, never judged."""
+
+
 class PartUse(Strict):
     """Some text: the content digest of the (domain-filtered) part, and how many examples a seed draws from it."""
 
