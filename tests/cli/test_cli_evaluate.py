@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
 from titer.assets.tiny_model import FOLDER
 from titer.data.sources import load_source
+from titer.study import load_study
 
 HARM = load_source("tiny_world", {"group": "harm", "count": 320}).examples
 HARMLESS = load_source("tiny_world", {"group": "harmless", "count": 90}).examples
@@ -61,13 +63,16 @@ def _with_refusals(folder):
                  fields=("prompt", "response", "refusal"))  # fmt: skip
 
 
-def test_written_and_run_at_once_are_the_same_study(titer, folder):
-    assert (
-        titer("evaluate", "m", "--candidate", "tiny:untaught", *FILES, *SMALL, "--write", "s.yaml", "--quiet").err == ""
+def test_written_and_run_at_once_are_the_same_study(titer, folder, monkeypatch):
+    performed = []
+    monkeypatch.setattr(
+        "titer.cli.evaluate.perform", lambda study, directory, **_: performed.append((study, directory))
     )
-    assert titer("evaluate", "m", "--candidate", "tiny:untaught", *FILES, *SMALL, "--run", "run", "--quiet").status == 0
-    # The run directory holds the study that was written, or it would be refused as another one.
-    assert titer("run", "s.yaml", "--run", "run", "--quiet").status == 0
+    arguments = ("evaluate", "m", "--candidate", "tiny:untaught", *FILES, *SMALL)
+    assert titer(*arguments, "--write", "s.yaml", "--quiet").err == ""
+    assert titer(*arguments, "--quiet").status == 0
+    ((study, directory),) = performed
+    assert study == load_study("s.yaml") and directory == Path("runs/evaluate")
 
 
 def test_a_written_study_is_never_written_over(titer, refused, folder):
@@ -109,7 +114,7 @@ def test_a_corrected_command_may_use_the_same_directory(refused, titer, folder):
     """What was refused must not occupy the run directory as another study."""
     arguments = ("evaluate", "m", "--candidate", "tiny:base", *FILES, "--run", "run", "--quiet")
     refused(*arguments, *SMALL, "--full-lr", "-1")
-    assert titer(*arguments, *SMALL).status == 0
+    assert titer(*arguments, *SMALL, "--budget", "1").status == 0
 
 
 def test_files_that_overlap_are_told_by_their_options(refused, folder):

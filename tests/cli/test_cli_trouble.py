@@ -99,7 +99,7 @@ def test_a_method_that_fails_in_a_single_attack(refused, monkeypatch):
     assert "out of memory" in refused("attack", "tiny:aligned", status=1)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_by_the_user(titer, study_file, tmp_path, workers):
     """Control-C reaches every process of the terminal's group, so the whole group gets the signal here too."""
     file, run = study_file(**{"resistance.seeds": list(range(60))}), tmp_path / "run"
