@@ -22,7 +22,7 @@ class _UniqueLoader(yaml.SafeLoader):
     """YAML in which a key given twice is an error instead of the last one silently winning."""
 
     # At composing, not constructing: there, what `<<` merges in is among the keys already, and may be overridden.
-    def compose_mapping_node(self, anchor):
+    def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         seen: dict[str, int] = {}
         for key, _ in node.value:
