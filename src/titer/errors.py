@@ -32,7 +32,7 @@ class TiterError(Exception):
         if expected:
             parts.append(f"Expected: {expected.rstrip('.')}.")
         if remedy:
-            parts.append(f"To do: {remedy.rstrip('.')}.")
+            parts.append(f"To do: {remedy if remedy.endswith('?') else remedy.rstrip('.') + '.'}")
         super().__init__(" ".join(parts))
 
     def __reduce__(self):  # worker processes send these back to the parent by pickling

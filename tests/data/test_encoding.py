@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from titer.data.encoding import (
     IGNORED,
+    UNLIMITED,
     Encoded,
     Stream,
     collate,
@@ -19,6 +20,7 @@ from titer.data.encoding import (
     encode_prompt,
     prompt_text,
     response_text,
+    unfit,
 )
 from titer.data.examples import Example
 from titer.errors import StudyError
@@ -216,3 +218,15 @@ def test_likelihood_of_an_answer_uses_exactly_its_tokens(new_subject, harm):
     row = encode(subject.tokenizer, harm[0], harm[0].refusal, 100)
     [(logprobs, top)] = answer_logprobs(subject, [row])
     assert len(logprobs) == len(top) == len(row.response)
+
+
+def test_what_does_not_fit_is_counted(tiny, harm):
+    """Against whole encodings: cut answers keep at least one token, left-out examples have room for none."""
+    whole = encode(tiny.tokenizer, harm[0], harm[0].response, UNLIMITED)
+    p, n = (
+        len(whole.prompt),
+        len(whole.prompt) + len(whole.response),
+    )  # all prompts and answers of this world are as long
+    for length, expected in ((n, (0, 0, 9)), (n - 1, (9, 0, 9)), (p + 1, (9, 0, 9)), (p, (0, 9, 9)), (1, (0, 9, 9))):
+        assert unfit(tiny.tokenizer, harm[:9], "response", length) == expected
+    assert unfit(tiny.tokenizer, (), "response", 5) == (0, 0, 0)

@@ -1,5 +1,6 @@
 """One cell: the same numbers every time, probes without influence, prefixes, stopping, divergence, sharing."""
 
+import copy
 import json
 import math
 
@@ -254,3 +255,17 @@ def test_steps_without_a_probe_are_logged_all_the_same(new_subject, pairs):
     assert record.probes == () and len(record.loss) == 3
     assert {k: len(v) for k, v in record.other.items()} == {"ce_refusal": 3, "ce_harmful": 3, "ce_harmless": 3}
     assert all(math.isfinite(x) for x in record.loss)
+
+
+def test_records_say_with_which_template_and_how_much_text_was_cut(new_subject, pairs, eyes):
+    work, method = cell(steps=1, probes=(0, 1)), FullSFT(lr=1e-3, batch_size=4)
+    notes = drive(work, method, new_subject(), pairs, eyes).record.notes
+    assert notes == {"template_train": notes["template_eval"], "template_eval": notes["template_eval"]}
+    short = drive(
+        work, method, new_subject(max_length=10), pairs, eyes
+    ).record.notes  # prompts of 8 tokens, answers of 5
+    assert short["harmful response"] == "120 of 120 answers cut, 0 examples left out at 10 tokens"
+    changed = new_subject()
+    changed.tokenizer = copy.deepcopy(changed.tokenizer)
+    changed.tokenizer.chat_template += " "
+    assert drive(work, method, changed, pairs, eyes).record.notes["template_eval"] != notes["template_eval"]

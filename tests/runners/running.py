@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from titer.records.model import CellRecord
 from titer.records.store import RunStore
 from titer.runners import execute
 from titer.study.cell import Planned
@@ -15,13 +16,18 @@ real_perform = execute._perform
 
 def numbers(root: Path | str) -> dict[str, dict]:
     """All records of a run by digest, without what depends on when and where they were made."""
+    return {d: numbers_of(r) for d, r in RunStore(root).view().records.items()}
+
+
+def numbers_of(record: CellRecord) -> dict:
+    """A record without what depends on when and where it was made."""
 
     def without(value):
         if isinstance(value, dict):
             return {k: without(v) for k, v in value.items() if k not in WHEN}
         return [without(v) for v in value] if isinstance(value, list) else value
 
-    return {d: without(r.model_dump(mode="json")) for d, r in RunStore(root).view().records.items()}
+    return without(record.model_dump(mode="json"))
 
 
 def files(root: Path | str) -> dict[str, tuple[int, bytes]]:

@@ -43,10 +43,10 @@ def alive(group: int) -> list[int]:
 
 
 def steps_in(checkpoint: Path) -> float:
-    """How far a cell had come that has a checkpoint; infinitely far if it is finished, or the checkpoint just replaced."""
+    """How far a cell had come that has a checkpoint; infinitely far if the checkpoint is just being written or replaced."""
     try:
         return json.loads((checkpoint / "state.json").read_text())["state"]["engine"]["cost"]["steps"]
-    except OSError:
+    except (OSError, ValueError):
         return float("inf")
 
 
@@ -60,10 +60,10 @@ def wait_for(condition, process=None):
 
 @pytest.fixture
 def study(small_study):
-    """Four attacks of 32 steps that break nothing, so that all 32 are taken."""
+    """Four attacks of 64 steps that break nothing, so that all 64 are taken."""
     attack = {"attack": "full_sft", "settings": {"lr": 1e-6, "batch_size": 16}}
     return small_study(
-        resistance=small_study().resistance.model_dump(mode="json") | {"budget": 32, "attacks": [attack]}
+        resistance=small_study().resistance.model_dump(mode="json") | {"budget": 64, "attacks": [attack]}
     )
 
 
@@ -107,7 +107,7 @@ def test_a_killed_run_continues_where_it_was(study, study_file, started, tmp_pat
         assert "another titer process" in capsys.readouterr().err
 
         def mid_way():
-            return len(list(store.cells.glob("*.json"))) >= 2 and any(steps_in(p) < 20 for p in store.work.glob("*"))
+            return len(list(store.cells.glob("*.json"))) >= 2 and any(steps_in(p) < 12 for p in store.work.glob("*"))
 
         wait_for(mid_way, process)
         os.kill(process.pid, signal.SIGKILL)  # it alone: its workers must notice by themselves

@@ -18,6 +18,8 @@ from jinja2 import TemplateError
 from titer.data.examples import Example
 from titer.errors import StudyError
 
+UNLIMITED = 1_000_000
+"""max_length for what must not be cut."""
 IGNORED = -100
 """Label of positions that carry no loss (torch's default)."""
 
@@ -103,6 +105,15 @@ def encode_all(
             expected=f"room for the prompt and at least {least} answer token(s)", remedy="raise runtime.max_length",
         )  # fmt: skip
     return kept
+
+
+def unfit(tokenizer: Any, examples: Sequence[Example], field: str, max_length: int) -> tuple[int, int, int]:
+    """(cut, left out, all): how many answers `encode` shortens, and how many examples have no room for any of it."""
+    given = [e for e in examples if getattr(e, field) is not None]
+    whole = [encode(tokenizer, e, getattr(e, field), UNLIMITED) for e in given]
+    lost = sum(len(e.prompt) >= max_length for e in whole)
+    long = sum(len(e.prompt) + len(e.response) > max_length for e in whole)
+    return long - lost, lost, len(given)
 
 
 def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu") -> TokenBatch:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from titer.data.encoding import unfit
 from titer.data.examples import Example
 from titer.data.subject import Subject
 from titer.engine.checkpoint import Rolling
@@ -24,7 +25,7 @@ from titer.measures.measure import Measure, read
 from titer.methods.method import Method, MethodData, Run, StepLog
 from titer.records.bounds import bounds
 from titer.records.model import Artifact, CellRecord, Cost, MeasureFacts, Outcome, ProbeRecord, Reading
-from titer.study.base import canonical
+from titer.study.base import canonical, digest
 from titer.study.cell import Cell, CellMeasure
 
 
@@ -81,6 +82,8 @@ def drive(
     Deterministic on CPU: torch's global generator is seeded from the cell; everything else is a function of the seed.
     """
     state = _State(cell, started=_now(), at_start=at_start)
+    if method:
+        state.notes = {"template_train": template_digest(subject.tokenizer)} | _fit(method, data, subject)
     with torch.random.fork_rng(devices=_cuda(subject)):
         torch.manual_seed(cell.seed)
         run: Run = _Still(subject.model)
@@ -98,6 +101,8 @@ def drive(
         finally:
             meter.close()
         model = run.model
+    if state.probes:
+        state.notes["template_eval"] = template_digest(subject.tokenizer)
     record = state.record(subject, eyes, meter, artifact(model) if artifact and cell.keep else None)
     return Driven(record=record, transcripts=state.transcripts, model=model)
 
@@ -171,6 +176,7 @@ class _State:
         self.resumed = 0
         self.transcripts: dict[tuple[int, str], list[dict[str, Any]]] = {}
         self.facts: dict[str, MeasureFacts] = {}
+        self.notes: dict[str, str] = {}
 
     def probed(self, step: int) -> bool:
         return any(p.step == step for p in self.probes)
@@ -247,7 +253,26 @@ class _State:
             trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
             artifact=artifact, environment=environment(subject.device), started=self.started, finished=_now(),
             resumed=self.resumed, items={e.spec.label: e.items for e in eyes}, transcripts=bool(self.transcripts),
+            notes=self.notes,
         )  # fmt: skip
+
+
+def template_digest(tokenizer: Any) -> str:
+    """Names a chat template by its content; two models asked in the same words have the same one."""
+    return digest(tokenizer.chat_template or "")
+
+
+def _fit(method: Method, data: MethodData, subject: Subject) -> dict[str, str]:
+    """How much of the training text did not fit into max_length: note → '12 of 100 answers cut, 1 left out'. Empty if all of it did."""
+    answers = {need.rpartition(".")[2] for need in method.needs}
+    found = {}
+    for kind, answer in (*(("harmful", a) for a in sorted(answers)), ("harmless", "response")):
+        cut, lost, count = unfit(subject.tokenizer, getattr(data, kind), answer, subject.max_length)
+        if cut or lost:
+            found[f"{kind} {answer}"] = (
+                f"{cut} of {count} answers cut, {lost} examples left out at {subject.max_length} tokens"
+            )
+    return found
 
 
 def _finite(value: float) -> float | None:

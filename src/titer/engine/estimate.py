@@ -34,8 +34,8 @@ def estimate(study: Study, plan: Plan, parameters: int, *, throughput: float | N
     runtime = study.runtime
     rate = throughput or matmul_throughput(runtime.precision, runtime.threads)
     seconds = sum(_seconds(p.cell, parameters, rate) for p in plan.cells)
-    # weights, gradient and two AdamW moments in fp32, the pristine copies in memory, activations of one batch
-    one_worker = 4.0 * parameters * (4 + 2) + 3e8 + 64.0 * parameters**0.5 * runtime.max_length * 32
+    # weights, gradient and two AdamW moments in fp32, copies of a small starting model, activations of one batch
+    one_worker = 16.0 * parameters + min(8.0 * parameters, 5e8) + 3e8 + 64.0 * parameters**0.5 * runtime.max_length * 32
     return Estimate(
         cells=len(plan.cells), steps=sum(p.cell.steps for p in plan.cells), seconds=seconds / runtime.workers,
         memory_bytes=one_worker * runtime.workers, waiting_for_search=not plan.complete,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from titer.data.encoding import Encoded, encode
+from titer.data.encoding import UNLIMITED, Encoded, encode
 from titer.data.examples import Example
 from titer.data.subject import Subject
 from titer.errors import MeasureError
@@ -80,7 +80,7 @@ class ResponseLikelihood(Measure):
         for example in examples:
             if example.response is None:
                 raise _missing(self.name, "response")
-            rows.append(encode(subject.tokenizer, example, example.response, 1_000_000))
+            rows.append(encode(subject.tokenizer, example, example.response, UNLIMITED))
         return [
             {"key": e.key, "nll": -float(lp.mean()), "right": float(top.float().mean())}
             for e, (lp, top) in zip(examples, answer_logprobs(subject, rows), strict=True)
@@ -126,7 +126,7 @@ class MultipleChoice(Measure):
                 raise MeasureError("a question has fewer options than the measure's settings say", field="settings.options",
                                    value=self.options, expected=f"at most {len(example.choices)}: chance is 1/options",
                                    remedy="lower options, or use other questions")  # fmt: skip
-            rows += [encode(subject.tokenizer, example, c, 1_000_000) for c in example.choices]
+            rows += [encode(subject.tokenizer, example, c, UNLIMITED) for c in example.choices]
             owner += [i] * len(example.choices)
         scores: list[list[float]] = [[] for _ in examples]
         for i, (lp, _) in zip(owner, answer_logprobs(subject, rows), strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from titer.data.encoding import encode
+from titer.data.encoding import UNLIMITED, encode
 from titer.data.examples import Example
 from titer.data.subject import Subject
 from titer.errors import MeasureError
@@ -46,7 +46,7 @@ class ExactAnswer(Measure):
                 raise MeasureError(f"an example has no {self.target} to compare with", field="measure", value=self.name,
                                    expected=f"a {self.target} in every example",
                                    remedy="use a part whose examples have one")  # fmt: skip
-            rows.append(encode(subject.tokenizer, example, expected, 1_000_000))
+            rows.append(encode(subject.tokenizer, example, expected, UNLIMITED))
         results = answer_logprobs(subject, rows)
         return [
             {"key": e.key, "matched": [bool(t) for t in top], "logprob": round(float(lp.sum()), 6)}

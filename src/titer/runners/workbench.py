@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 import shutil
+import time
 import traceback
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,11 @@ from titer.records.store import RunStore, storage_error
 from titer.study.cell import Cell, CellMeasure, PartUse, Planned
 from titer.study.reference import ModelRef
 from titer.study.spec import Runtime
+
+PRISTINE_BYTES = 5e8
+"""Memory that copies of starting models may take. A larger model is loaded anew for every cell, which costs seconds but a quarter less memory."""
+SLOW_LOAD_S = 5.0
+"""A model that takes longer to load (dequantised, from afar) is kept whatever its size, but only one."""
 
 
 class Workbench:
@@ -63,7 +72,10 @@ class Workbench:
             self.store.write_record(driven.record)
             if rolling:  # only now: a record that could not be written must not cost the work
                 rolling.delete()
-            return driven.record
+            record = driven.record
+            del driven
+            give_back_memory()
+            return record
         except (TiterError, Stopped):
             raise
         except OSError as error:
@@ -110,17 +122,27 @@ class Workbench:
     def subject(self, planned: Planned) -> Subject:
         """A fresh copy of the model a cell starts from, on the device."""
         cell = planned.cell
-        key = _start(cell)
-        if key in self._models:
-            self._models.move_to_end(key)
-        else:
-            self._models[key] = self._load(planned)
-            while len(self._models) > 2:
+        model, tokenizer = self._pristine(planned, _start(cell))
+        return Subject(model=model, tokenizer=tokenizer, device=self.device, precision=cell.precision,
+                       max_length=cell.max_length, eval_batch=self.runtime.eval_batch)  # fmt: skip
+
+    def _pristine(self, planned: Planned, key: str) -> tuple[Any, Any]:
+        """The starting model, to be changed at will, and its tokenizer."""
+        if key not in self._models:
+            begun = time.monotonic()
+            model, tokenizer = self._load(planned)
+            slow, size = (
+                time.monotonic() - begun > SLOW_LOAD_S,
+                sum(p.numel() * p.element_size() for p in model.parameters()),
+            )
+            if not slow and size > PRISTINE_BYTES:
+                return model, tokenizer
+            while self._models and (slow or size * (len(self._models) + 1) > PRISTINE_BYTES):
                 self._models.popitem(last=False)
+            self._models[key] = model, tokenizer
+        self._models.move_to_end(key)
         model, tokenizer = self._models[key]
-        runtime = self.runtime
-        return Subject(model=copy.deepcopy(model), tokenizer=tokenizer, device=self.device,
-                       precision=cell.precision, max_length=cell.max_length, eval_batch=runtime.eval_batch)  # type: ignore[arg-type]  # fmt: skip
+        return copy.deepcopy(model), tokenizer
 
     def _load(self, planned: Planned) -> tuple[Any, Any]:
         parent = planned.cell.parent
@@ -148,6 +170,13 @@ class Workbench:
         save_safely(model, tokenizer, directory)
         size = sum(f.stat().st_size for f in directory.iterdir())
         return Artifact(sha256=weights_digest(model), bytes=size)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system. glibc keeps it otherwise, and a worker would hold the largest cell it ever did."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library manages without
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _start(cell: Cell) -> str:

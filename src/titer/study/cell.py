@@ -78,7 +78,7 @@ class Cell(Strict):
     probes: tuple[int, ...] = ()
     measures: tuple[CellMeasure, ...] = ()
     stop: StopRule | None = None
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16_autocast"] = "fp32"
     max_length: int = 128
     keep: bool = False
 

@@ -330,9 +330,7 @@ def _benchmark(a: _Candidate, b: _Candidate, name: str, alpha: float) -> Benchma
     difference = float(gap.mean())
     low = high = difference
     if facts[0].sampling != "fixed":
-        low, high = paired_limits(
-            gap, alpha, proportion=facts[0].scale == "proportion", spread=float(np.ptp(theirs))
-        )
+        low, high = paired_limits(gap, alpha, proportion=facts[0].scale == "proportion", spread=float(np.ptp(theirs)))
     better = a.label if low > 0 else b.label if high < 0 else None
     said = f"{name}: {better} is better" if better else f"{name}: {a.label} and {b.label} are not distinguished"
     return BenchmarkPair(first=a.label, second=b.label, benchmark=name, difference=difference, better=better,

@@ -68,7 +68,10 @@ def _parametric(spans: Sequence[tuple[float, float]]) -> list[Descriptive]:
 
     low, high = _arrays(spans, 1e-6)
     found = []
-    laws: tuple[tuple[Literal["weibull", "log-normal"], Any], ...] = (("weibull", WeibullFitter), ("log-normal", LogNormalFitter))
+    laws: tuple[tuple[Literal["weibull", "log-normal"], Any], ...] = (
+        ("weibull", WeibullFitter),
+        ("log-normal", LogNormalFitter),
+    )
     for kind, fitter in laws:
         try:
             with warnings.catch_warnings():
