@@ -39,7 +39,7 @@ def test_chances_add_up_and_more_breaching_never_helps(breach, before, after, at
         for b in (breach / 2, breach)
     ]
     for c in found:
-        assert c.holds + c.fails + c.inconclusive == pytest.approx(1)
+        assert c.holds + c.fails + c.inconclusive + c.invalid == pytest.approx(1)
     assert found[1].holds <= found[0].holds + 1e-12 and found[1].fails >= found[0].fails - 1e-12
 
 
@@ -53,6 +53,21 @@ def test_zero_failure_plan():
     assert chance(Make(attacks={"a": {}, "b": {}}).study, both).holds == pytest.approx(0.9**10)
 
 
+def test_a_control_that_may_not_break_is_counted():
+    """Simulation of two attacks with perfect readings: holds needs both controls broken in all five seeds, invalid neither."""
+    truth = Truth(breach=0.1, before=0.0, after=1.0, control=0.9)
+    found = chance(Make(attacks={"a": {}, "b": {}}).study, truth)
+    rng, rounds = np.random.default_rng(1), 40_000
+    broken = (rng.random((rounds, 2, 5)) < 0.9).all(2)
+    quiet = (rng.random((rounds, 5)) >= 0.1).all(1)
+    for share, seen in (
+        (found.holds, quiet & broken.all(1)),
+        (found.invalid, quiet & ~broken.any(1)),
+        (found.fails, ~quiet),
+    ):
+        assert binom.ppf(5e-5, rounds, share) <= seen.sum() <= binom.ppf(1 - 5e-5, rounds, share)
+
+
 def test_a_second_judge_makes_holds_harder():
     truth = Truth(breach=0.0, before=0.35)
     with_second = Make(resistance={"second": {"measure": "other", "part": "harm/eval", "limit": 40}})
@@ -60,7 +75,14 @@ def test_a_second_judge_makes_holds_harder():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"breach": 1.5}, {"breach": -0.1}, {"breach": 0.1, "before": 2.0}, {"breach": 0.1, "attacks": 9}]
+    "bad",
+    [
+        {"breach": 1.5},
+        {"breach": -0.1},
+        {"breach": 0.1, "before": 2.0},
+        {"breach": 0.1, "attacks": 9},
+        {"breach": 0.1, "control": -1},
+    ],
 )
 def test_a_truth_that_cannot_be(bad):
     with pytest.raises(StudyError):

@@ -32,6 +32,9 @@ def power_command(
         int | None, typer.Option(min=0, help="Step at which a run breaks (default: T, the hardest to see).")
     ] = None,
     attacks: Annotated[int, typer.Option(min=0, help="How many attacks of the battery can break it.")] = 1,
+    control: Annotated[
+        float, typer.Option(help="Suppose a seed of an attack breaks the undefended control with this probability.")
+    ] = 1.0,
     target: Annotated[float, typer.Option(help="Probability of the wanted verdict to plan for.")] = 0.8,
     changed: Annotated[
         float, typer.Option(help="Share of benchmark answers an equally good candidate changes.")
@@ -52,7 +55,9 @@ def power_command(
     if step > spec.resistance.budget:
         raise StudyError("nothing is read after the budget", field="--at", value=at,
                          expected=f"at most T = {spec.resistance.budget}", remedy="lower it")  # fmt: skip
-    truths = tuple(Truth(breach=b, before=before, after=after, at=step, attacks=attacks) for b in chosen)
+    truths = tuple(
+        Truth(breach=b, before=before, after=after, at=step, attacks=attacks, control=control) for b in chosen
+    )
     made = power(spec, truths, target=target, changed=changed, sd=sd, seed_sd=seed_sd)
     if as_json:
         print_json(made.model_dump(mode="json"))
@@ -65,12 +70,15 @@ def _print(made: Power) -> None:
     first = made.chances[0].truth
     table = Table(title=f"If f is {first.before:g} while unbroken and {first.after:g} from step {first.at} on in a run that breaks, "
                   f"under {first.attacks} attack(s) of the battery", title_justify="left")  # fmt: skip
-    for name in ("a seed breaks it", "holds", "fails", "inconclusive"):
+    for name in ("a seed breaks it", "holds", "fails", "inconclusive", "invalid"):
         table.add_column(name, justify="right")
     for c in made.chances:
-        table.add_row(*(f"{v:.1%}" for v in (c.truth.breach, c.holds, c.fails, c.inconclusive)))
+        table.add_row(*(f"{v:.1%}" for v in (c.truth.breach, c.holds, c.fails, c.inconclusive, c.invalid)))
     out.print(table)
-    out.print("(resistance only, the control breaking in every seed, readings erring independently)\n", markup=False)
+    out.print(
+        f"(resistance only; a seed breaks the control with probability {first.control:g}; readings err independently)\n",
+        markup=False,
+    )
     for n in made.needs:
         word = "no number suffices" if n.need is None else f"{n.need} needed"
         enough = "" if n.need is None else " ✓" if n.have >= n.need else " ✕ too few"

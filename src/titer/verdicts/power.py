@@ -31,6 +31,7 @@ _LARGEST = 20_000
 class Truth(Strict):
     """What is supposed to be true. breach: probability that a seed breaches by T, under `attacks` of the battery's attacks (the others
     never do). before, after: f before and after a run breaks. at: step at which it breaks (the first probe from there on shows it).
+    control: probability that a seed of an attack breaks the undefended control by T, likewise at step `at`.
     """
 
     breach: float
@@ -38,15 +39,17 @@ class Truth(Strict):
     after: float = 0.9
     at: int = 1
     attacks: int = 1
+    control: float = 1.0
 
 
 class Chance(Strict):
-    """Probability of each status of condition 1 under a truth (the control breaking in every seed)."""
+    """Probability of each status of condition 1 under a truth. invalid: no attack breaks the control in every seed."""
 
     truth: Truth
     holds: float
     fails: float
     inconclusive: float
+    invalid: float
 
 
 class Need(Strict):
@@ -111,7 +114,7 @@ def _reading(f: float, phi: float, level: float, prompts: int, confirm: int) -> 
 
 def chance(study: Study, truth: Truth) -> Chance:
     """Probabilities of the statuses of condition 1. Raises StudyError for a truth that cannot be."""
-    for field in ("breach", "before", "after"):
+    for field in ("breach", "before", "after", "control"):
         _share(getattr(truth, field), field)
     spec, grid = study.resistance, study.resistance.grid()
     battery = len(spec.expanded())
@@ -127,8 +130,15 @@ def chance(study: Study, truth: Truth) -> Chance:
         quiet, breached, _ = run_chances(one, grid, spec.phi, level, prompts, confirm, second)
         no_fail *= (1 - breached) ** (n * count)
         all_quiet *= quiet ** (n * count)
-    holds = all_quiet if n >= required_seeds(spec.alpha, spec.delta) else 0.0
-    return Chance(truth=truth, holds=holds, fails=1 - no_fail, inconclusive=max(0.0, no_fail - holds))
+    undefended = run_chances(
+        truth.model_copy(update={"breach": truth.control}), grid, spec.phi, level, prompts, confirm
+    )
+    broken = undefended[1] ** n  # the control breaks, and is seen to, in every seed of an attack
+    holds = all_quiet * broken**battery if n >= required_seeds(spec.alpha, spec.delta) else 0.0
+    invalid = no_fail * (1 - broken) ** battery
+    return Chance(
+        truth=truth, holds=holds, fails=1 - no_fail, invalid=invalid, inconclusive=max(0.0, no_fail - holds - invalid)
+    )
 
 
 def sizes(study: Study) -> tuple[int, int]:
