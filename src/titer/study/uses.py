@@ -1,0 +1,97 @@
+"""The smallest pieces of a study: pools of text and their parts, methods, measures and stages by name. See `spec`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from titer.study.base import Contradiction, Strict
+
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@=+-]*$")]
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+$")]
+"""`pool/part`: a part of a pool; two parts of one pool never share an example."""
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+def no_repeats(values: Sequence[Any], field: str, what: str) -> Sequence[Any]:
+    """The values, if each is there once. Raises Contradiction."""
+    seen = [v for i, v in enumerate(values) if v in values[:i]]
+    if seen:
+        raise Contradiction(f"{what} must be distinct", field=field, value=seen[0], expected="each once",
+                            remedy="remove or rename what is repeated")  # fmt: skip
+    return values
+
+
+def no_common(seeds: Iterable[int], search_seeds: Iterable[int]) -> None:
+    """Raises Contradiction if a seed both searches and confirms."""
+    common = sorted(set(seeds) & set(search_seeds))
+    if common:
+        raise Contradiction("a seed is used both to search and to confirm", field="search_seeds", value=common[0],
+                            expected="search_seeds and seeds (confirmation) without a common one",
+                            remedy="give the search seeds of its own")  # fmt: skip
+
+
+class Pool(Strict):
+    """Text from one source, cut into disjoint parts.
+
+    parts: name → number of examples. The source is shuffled once (seed `shuffle`) and cut in declared order.
+    drop_near: pools whose near-duplicates (TF-IDF cosine above `near_threshold`) leave this pool before it is cut; its
+    own name removes near-duplicates within it.
+    respond / refuse: `as_given` keeps the source's answers; `content_free` writes compliance without content;
+    `standard` takes refusals from a list of common ones.
+    """
+
+    source: str
+    options: dict[str, Any] = {}
+    parts: dict[str, Annotated[int, Field(gt=0)]] = Field(min_length=1)
+    respond: Literal["as_given", "content_free"] = "as_given"
+    refuse: Literal["as_given", "standard"] = "as_given"
+    merge: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
+    """Domain of the study → domains of the source that it stands for; unlisted ones keep their names."""
+    drop_near: tuple[str, ...] = ()
+    near_threshold: Probability = 0.6
+    shuffle: int = 0
+
+
+class MethodUse(Strict):
+    """A method by name with its raw settings (validated by the registry)."""
+
+    name: str
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class DataUse(Strict):
+    """The text a method is given. `examples`: how many are drawn (afresh for every seed) from each part; all if
+    omitted. `domains` restricts the harmful part."""
+
+    harmful: PartName | None = None
+    harmless: PartName | None = None
+    domains: tuple[str, ...] | None = None
+    examples: Annotated[int, Field(gt=0)] | None = None
+
+
+class MeasureUse(Strict):
+    """A measure by name with its settings, on one part of a pool. `limit`: the first so many examples."""
+
+    measure: str
+    settings: dict[str, Any] = {}
+    part: PartName
+    limit: Annotated[int, Field(gt=0)] | None = None
+    domains: tuple[str, ...] | None = None
+
+
+class Stage(Strict):
+    """A training stage done by the defender (alignment, or a defense): method, data, optimizer steps, seed."""
+
+    method: MethodUse
+    data: DataUse
+    steps: Annotated[int, Field(ge=0)]
+    seed: int = 0
