@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from titer.assets.models import check_safetensors, load_model, save_model, weights_digest
+from titer.assets.checks import check_safetensors
+from titer.assets.models import load_model, save_model, weights_digest
 from titer.errors import AssetError, UnknownNameError
 from titer.study.reference import ModelRef
 

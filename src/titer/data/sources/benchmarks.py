@@ -12,7 +12,7 @@ from titer.data.sources.prompts import clean
 
 
 def _json_lines(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in fetch(name).read_text("utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in fetch(name).read_text("utf-8").split("\n") if line.strip()]
 
 
 def c4_text() -> SourceText:
