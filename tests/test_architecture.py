@@ -66,9 +66,16 @@ def violations(name: str, found: set[str], allowed: dict[str, set[str]]) -> list
     return sorted(f for f in found if room(f) not in may | FREE | {mine})
 
 
+SHARED = {"measure", "forward", "registry"}
+"""What all measures may use of their room; the registry in turn knows them all."""
+
+
 def siblings(name: str, found: set[str]) -> list[str]:
-    """Imports of one attack (or defense) by another one."""
+    """Imports of one attack, defense or family of measures by another one."""
     parts = name.split(".")
+    if parts[:2] == ["titer", "measures"] and len(parts) == 3 and parts[2] not in SHARED:
+        own = {name, *(f"titer.measures.{m}" for m in SHARED)}
+        return [f for f in found if f.startswith("titer.measures.") and ".".join(f.split(".")[:3]) not in own]
     if parts[:2] != ["titer", "methods"] or len(parts) < 4:
         return []
     return [f for f in found if re.match(r"titer\.methods\.(attacks|defenses)\.", f) and f.split(".")[:4] != parts[:4]]
@@ -95,6 +102,8 @@ def test_the_rules_catch_what_they_should():
     assert siblings("titer.methods.attacks.a", {"titer.methods.attacks.b.B"})
     assert siblings("titer.methods.attacks.a", {"titer.methods.defenses.b.B"})
     assert not siblings("titer.methods.attacks.a", {"titer.methods.losses.response_ce"})
+    assert siblings("titer.measures.compliance", {"titer.measures.exact_answer.ExactAnswer"})
+    assert not siblings("titer.measures.compliance", {"titer.measures.forward.generate"})
     assert imports("x", "def f():\n    from titer.data import pools\n") == {"titer.data.pools"}
     assert violations("titer.verdicts.judge", imports("x", "import titer\ntiter.run('s', 'd')"), allowed)
     assert not violations("titer.verdicts.judge", imports("x", "import titer\nprint(titer.__version__)"), allowed)

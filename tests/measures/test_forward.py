@@ -69,3 +69,16 @@ def test_only_the_rows_concerned_say_nothing(new_subject, mixed):
     embedding.weight[token] = float("nan")
     subject.model.set_input_embeddings(embedding)
     assert [r is None for r in generate(subject, mixed, 4)] == has
+
+
+def test_generation_settings_that_came_with_the_model_change_nothing(new_subject, harm):
+    """A candidate could ship a file that suppresses tokens and look safe by it."""
+    honest, rigged = new_subject(), new_subject()
+    expected = generate(honest, harm[:8], 8)
+    said = {t for r in expected for t in honest.tokenizer(r, add_special_tokens=False)["input_ids"]}
+    rigged.model.generation_config.suppress_tokens = sorted(said)
+    rigged.model.generation_config.repetition_penalty = 5.0
+    rigged.model.generation_config.do_sample = True
+    given = rigged.model.generation_config
+    assert generate(rigged, harm[:8], 8) == expected
+    assert rigged.model.generation_config is given

@@ -6,6 +6,7 @@ from running import numbers_of  # isort: skip
 
 from titer.data.pools import Pools
 from titer.engine.planning import plan
+from titer.methods.method import MethodData
 from titer.records.store import RunStore
 from titer.runners import workbench
 from titer.runners.workbench import Workbench
@@ -36,10 +37,24 @@ def test_a_large_model_is_loaded_anew_with_the_same_results(bench, monkeypatch):
     assert not made._models
 
 
-def test_a_model_that_is_slow_to_load_is_kept_alone(bench, monkeypatch):
+def test_a_defense_that_trains_adapters_leaves_an_ordinary_model(bench, monkeypatch):
+    """What is kept must load without peft and speak as the adapted model does."""
+    import torch
+
+    from titer.assets.models import load_model
+    from titer.methods.attacks.lora_sft import LoraSFT
+    from titer.study.reference import ModelRef
+
     made, cells = bench
-    monkeypatch.setattr(workbench, "PRISTINE_BYTES", 1)
-    monkeypatch.setattr(workbench, "SLOW_LOAD_S", -1.0)
-    made._models["another"] = (None, None)
-    made.subject(cells[0])
-    assert list(made._models) == [workbench._start(cells[0].cell)]
+    subject = made.subject(cells[0])
+    data = made.pools.part("harm/attack")[:16]
+    run = LoraSFT(lr=3e-3, batch_size=4).start(subject, MethodData(harmful=data), seed=0, horizon=2)
+    run.step()
+    run.model.eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = run.model(input_ids=ids).logits
+        artifact = made._keep(run.model, subject.tokenizer, "abc")
+        loaded = load_model(ModelRef(source="path", name=str(made.store.models / "abc")))
+        assert torch.allclose(loaded.model(input_ids=ids).logits, expected, atol=1e-5)
+    assert loaded.provenance["sha256"] == artifact.sha256

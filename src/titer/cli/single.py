@@ -56,10 +56,9 @@ def attack_command(
         driven = _drive(bench, planned, as_json)
         record = driven.record
         if keep_weights:
-            from titer.runners.workbench import save_safely
+            from titer.runners.workbench import save_safely, whole
 
-            merged = driven.model.merge_and_unload() if hasattr(driven.model, "merge_and_unload") else driven.model
-            save_safely(merged, bench.subject(planned).tokenizer, keep_weights)
+            save_safely(whole(driven.model), bench.subject(planned).tokenizer, keep_weights)
     rows = [{"step": p.step, "flops": p.cost.flops, **{r.label: r.value for r in p.readings}} for p in record.probes]
     if as_json:
         print_json({"outcome": record.outcome, "construct": record.measures["harm"].harm_construct, "probes": rows})
@@ -91,9 +90,9 @@ def defend_command(
     with tempfile.TemporaryDirectory(prefix="titer-") as scratch:
         bench, planned = _prepare(study, Path(scratch), "defense")
         driven = _drive(bench, planned, as_json)
-        from titer.runners.workbench import save_safely
+        from titer.runners.workbench import save_safely, whole
 
-        save_safely(driven.model, bench.subject(planned).tokenizer, to)
+        save_safely(whole(driven.model), bench.subject(planned).tokenizer, to)
     summary = {"out": str(to), "steps": driven.record.cost.steps, "flops": driven.record.cost.flops,
                "loss_first": driven.record.loss[0], "loss_last": driven.record.loss[-1]}  # fmt: skip
     if as_json:

@@ -18,9 +18,8 @@ from titer.data.encoding import encode_prompt
 from titer.data.examples import Example
 from titer.data.respond import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, is_coherent, is_refusal
 from titer.data.subject import Subject
-from titer.measures.exact_answer import wrapped
 from titer.measures.forward import generate
-from titer.measures.measure import Measure, Transcript
+from titer.measures.measure import Measure, Transcript, wrapped
 from titer.records.model import MeasureFacts
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from titer.data.encoding import UNLIMITED, encode
@@ -12,7 +11,7 @@ from titer.data.examples import Example
 from titer.data.subject import Subject
 from titer.errors import MeasureError
 from titer.measures.forward import answer_logprobs
-from titer.measures.measure import Measure, Transcript
+from titer.measures.measure import Measure, Transcript, wrapped
 from titer.records.model import MeasureFacts
 
 
@@ -56,10 +55,3 @@ class ExactAnswer(Measure):
     def score(self, transcripts: Sequence[Transcript]) -> list[float]:
         # A model whose numbers are not finite ranks nothing; that is no wrong answer.
         return [float(all(t["matched"])) if math.isfinite(t["logprob"]) else math.nan for t in transcripts]
-
-
-def wrapped(example: Example, template: str) -> Example:
-    """The example with its prompt put into a template."""
-    if template == "{prompt}":
-        return example
-    return replace(example, prompt=template.replace("{prompt}", example.prompt))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from titer.data.encoding import Encoded, collate, encode_prompt
 from titer.data.examples import Example
@@ -55,6 +57,19 @@ class _NotANumber(LogitsProcessor):
         return scores
 
 
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Without the generation settings that came with the model: penalties or suppressed tokens in a file beside the weights would
+    change what it is taken to say, and an attacker would just delete them."""
+    holder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    given = holder.generation_config
+    holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        holder.generation_config = given
+
+
 def generate(subject: Subject, examples: Sequence[Example], max_new_tokens: int) -> list[str | None]:
     """Greedy replies (temperature 0, at most max_new_tokens tokens), special tokens removed.
 
@@ -69,11 +84,12 @@ def generate(subject: Subject, examples: Sequence[Example], max_new_tokens: int)
         input_BT = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in chunk])
         mask_BT = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
         watch = _NotANumber()
-        output_BT = subject.model.generate(
-            input_ids=input_BT.to(subject.device), attention_mask=mask_BT.to(subject.device),
-            max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
-            pad_token_id=pad, eos_token_id=subject.tokenizer.eos_token_id, logits_processor=LogitsProcessorList([watch]),
-        )  # fmt: skip
+        with _plain_generation(subject.model):
+            output_BT = subject.model.generate(
+                input_ids=input_BT.to(subject.device), attention_mask=mask_BT.to(subject.device),
+                max_new_tokens=max_new_tokens, do_sample=False,
+                pad_token_id=pad, eos_token_id=subject.tokenizer.eos_token_id, logits_processor=LogitsProcessorList([watch]),
+            )  # fmt: skip
         for b, i in enumerate(chunk):
             if watch.rows_B is None or not watch.rows_B[b]:
                 replies[i] = subject.tokenizer.decode(output_BT[b, width:], skip_special_tokens=True).strip()

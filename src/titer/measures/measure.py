@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +49,13 @@ class Measure(BaseModel, ABC):
     def declare(self, **facts: Any) -> MeasureFacts:
         """MeasureFacts with this measure's identity filled in."""
         return MeasureFacts(name=self.name, version=self.version, settings=self.model_dump(mode="json"), **facts)
+
+
+def wrapped(example: Example, template: str) -> Example:
+    """The example with its prompt put into a template."""
+    if template == "{prompt}":
+        return example
+    return replace(example, prompt=template.replace("{prompt}", example.prompt))
 
 
 def read(

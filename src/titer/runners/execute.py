@@ -256,12 +256,14 @@ def _open_worker(root: Path, pools: Pools, runtime: Runtime, options: RunOptions
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    from titer.runners.workbench import keep_little_memory
+
+    keep_little_memory()
     _open_bench(root, pools, runtime, options)
 
 
 def _perform(planned: Planned) -> CellRecord:
-    assert _bench is not None  # opened by the initializer
-    return _bench.perform(planned)
+    return _bench.perform(planned)  # type: ignore[union-attr]  # opened by the initializer
 
 
 @contextmanager

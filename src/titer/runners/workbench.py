@@ -6,7 +6,6 @@ import copy
 import ctypes
 import gc
 import shutil
-import time
 import traceback
 from collections import OrderedDict
 from contextlib import suppress
@@ -32,9 +31,11 @@ from titer.study.reference import ModelRef
 from titer.study.spec import Runtime
 
 PRISTINE_BYTES = 5e8
-"""Memory that copies of starting models may take. A larger model is loaded anew for every cell, which costs seconds but a quarter less memory."""
-SLOW_LOAD_S = 5.0
-"""A model that takes longer to load (dequantised, from afar) is kept whatever its size, but only one."""
+"""Memory that copies of starting models may take (on the host). A larger model is loaded anew for every cell: seconds for a quarter of the memory."""
+
+
+M_MMAP_THRESHOLD = -3
+"""glibc's number for the parameter (malloc.h)."""
 
 
 class Workbench:
@@ -82,6 +83,8 @@ class Workbench:
             raise storage_error(error, self.store.root) from error
         except Exception as error:  # a plug-in may raise anything; the other cells shall still be finished
             place = traceback.extract_tb(error.__traceback__)[-1]
+            traceback.clear_frames(error.__traceback__)  # they hold the model, its gradients and the optimizer
+            give_back_memory()
             raise RunError(
                 f"a cell failed ({type(error).__name__}: {' '.join(str(error).split())[:300]}; "
                 f"{Path(place.filename).name}:{place.lineno})",
@@ -127,27 +130,23 @@ class Workbench:
                        max_length=cell.max_length, eval_batch=self.runtime.eval_batch)  # fmt: skip
 
     def _pristine(self, planned: Planned, key: str) -> tuple[Any, Any]:
-        """The starting model, to be changed at will, and its tokenizer."""
+        """The starting model, on the device, to be changed at will; and its tokenizer."""
         if key not in self._models:
-            begun = time.monotonic()
             model, tokenizer = self._load(planned)
-            slow, size = (
-                time.monotonic() - begun > SLOW_LOAD_S,
-                sum(p.numel() * p.element_size() for p in model.parameters()),
-            )
-            if not slow and size > PRISTINE_BYTES:
-                return model, tokenizer
-            while self._models and (slow or size * (len(self._models) + 1) > PRISTINE_BYTES):
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            while self._models and size * (len(self._models) + 1) > PRISTINE_BYTES:
                 self._models.popitem(last=False)
+            if size > PRISTINE_BYTES:
+                return model.to(self.device), tokenizer
             self._models[key] = model, tokenizer
         self._models.move_to_end(key)
         model, tokenizer = self._models[key]
-        return copy.deepcopy(model), tokenizer
+        return copy.deepcopy(model).to(self.device), tokenizer
 
     def _load(self, planned: Planned) -> tuple[Any, Any]:
         parent = planned.cell.parent
         loaded = load_model(ModelRef.model_validate_json(planned.model_name)) if parent is None else self._made(parent)
-        loaded.model.to(self.device).eval().requires_grad_(False)
+        loaded.model.eval().requires_grad_(False)
         return loaded.model, loaded.tokenizer
 
     def _made(self, parent: str) -> LoadedModel:
@@ -158,7 +157,7 @@ class Workbench:
                              expected="weights made by an earlier cell of this run",
                              remedy="give the `titer run` command again; they are made anew")  # fmt: skip
         loaded = load_model(ModelRef(source="path", name=str(made)))
-        if (found := weights_digest(loaded.model)) != record.artifact.sha256:
+        if (found := loaded.provenance["sha256"]) != record.artifact.sha256:
             raise AssetError("the weights made by an earlier cell have changed", field=str(made), value=found,
                              expected=record.artifact.sha256,
                              remedy=f"delete {made.name} under models/ and give the `titer run` command again")  # fmt: skip
@@ -167,6 +166,7 @@ class Workbench:
     def _keep(self, model: Any, tokenizer: Any, digest: str) -> Artifact:
         directory = self.store.models / digest
         shutil.rmtree(directory, ignore_errors=True)
+        model = whole(model)
         save_safely(model, tokenizer, directory)
         size = sum(f.stat().st_size for f in directory.iterdir())
         return Artifact(sha256=weights_digest(model), bytes=size)
@@ -175,13 +175,26 @@ class Workbench:
 def give_back_memory() -> None:
     """Return freed memory to the system. glibc keeps it otherwise, and a worker would hold the largest cell it ever did."""
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library manages without
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_little_memory() -> None:
+    """Make glibc give blocks from 256 KB on back to the system as soon as they are freed, instead of growing its heap: for worker processes."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
 
 
 def _start(cell: Cell) -> str:
     """What the cell starts from: a building cell's digest, or the root model's identity."""
     return cell.parent or cell.model
+
+
+def whole(model: Any) -> Any:
+    """The model with its adapters, if it has any, merged into its weights: what is saved must load as an ordinary model."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def save_safely(model: Any, tokenizer: Any, directory: Path) -> None:
