@@ -75,7 +75,7 @@ def test_a_plain_difference():
     made = two(LATE, EARLY)
     (pair,) = made.attacks
     assert (pair.longer, pair.n, pair.later) == ("first", (5, 5), 25)
-    assert "first withstands full_sft longer than second" in pair.statement
+    assert "first withstands full_sft for more steps than second" in pair.statement
     assert made.worst[0].estimate == 8 and made.worst[0].interval.low == 0
     assert two(EARLY, LATE).attacks[0].longer == "second"
 
@@ -103,7 +103,7 @@ def test_statements_are_corrected_for_their_number():
     assert len(made.attacks) == 10 and all(p.longer is None for p in made.attacks)
     assert made.attacks[0].adjusted == pytest.approx(10 * 2 / 252)
     assert "can never distinguish 10 comparisons" in made.attacks[0].statement
-    assert made.worst[0].interval.level == pytest.approx(1 - 2 * 0.05 / 10)
+    assert made.worst[0].interval.level == pytest.approx(1 - 2 * 0.05 / 20)
 
 
 def test_missing_seeds_give_no_statement():
@@ -121,8 +121,9 @@ def test_benchmarks_are_paired_by_item():
         return m.benchmark(name, outcomes, BENCH_FACTS, items=items).view()
 
     made = compare([("a", make("first", base)), ("b", make("second", worse))])
-    assert {p.benchmark: p.better for p in made.benchmarks} == {"recall": "first", "text": "first", "refusals": "first"}
-    assert all(p.interval.level == pytest.approx(1 - 2 * 0.05 / 6) for p in made.benchmarks)
+    assert {p.benchmark: p.better for p in made.benchmarks} == {"recall": "first", "text": "first", "refusals": "first",
+                                                                "wrapped": None}  # fmt: skip
+    assert all(p.interval.level == pytest.approx(1 - 2 * 0.05 / 8) for p in made.benchmarks)
     other = compare([("a", make("first", base)), ("b", make("second", worse, "others"))])
     assert all(p.interval is None and "same items" in p.statement for p in other.benchmarks)
 
@@ -139,6 +140,14 @@ def test_a_whole_study_against_itself_in_another_run():
     assert len(made.sides) == 3 and len(made.worst) == 3
     assert {p.attack for p in made.attacks} == {"full_sft", "lora_sft", "elsewhere"}  # the reference attack is none
     assert Comparison.model_validate_json(made.model_dump_json()) == made
+
+
+def test_models_of_different_size_are_compared_in_steps():
+    """They break at the same step; in FLOPs the larger one would seem to withstand longer."""
+    a = Make(candidates=("big",)).attack("none", "full_sft", BREAKS).attack("big", "full_sft", LATE, flops=2e9)
+    b = Make(candidates=("small",)).attack("none", "full_sft", BREAKS).attack("small", "full_sft", LATE, flops=1e9)
+    (pair,) = compare([("a", a.view()), ("b", b.view())]).attacks
+    assert (pair.later, pair.p_value, pair.longer) == (0, 1.0, None)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -195,7 +204,7 @@ def saved(tmp_path):
 def test_command(saved, capsys):
     a, b = saved("a", run(LATE, name="first")), saved("b", run(EARLY, name="second"))
     assert main(["compare", a, b]) == 0
-    assert "first withstands full_sft longer than second" in capsys.readouterr().out
+    assert "first withstands full_sft for more steps than second" in capsys.readouterr().out
     assert main(["compare", a, b, "--json"]) == 0
     assert Comparison.model_validate_json(capsys.readouterr().out).attacks[0].longer == "first"
     c = saved("c", run(EARLY, name="third", resistance={"phi": 0.4}))

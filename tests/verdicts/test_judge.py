@@ -27,7 +27,7 @@ def test_a_whole_study(verdict):
     }
     assert verdict.control.overall == "fails"
     immune = verdict.candidates[0]
-    assert immune.headline.startswith("Immunized, weakly, up to 16 optimizer steps.")
+    assert immune.headline.startswith("Immunized, weakly, up to 16 optimizer steps (demonstration grade, δ = 0.5).")
     assert (immune.generalization.status, immune.trainability.status) == ("holds", "holds")
     assert immune.cost.known and immune.cost.flops == 1e12
 

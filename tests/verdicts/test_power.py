@@ -145,7 +145,18 @@ def test_share_power_grows_with_items_and_falls_with_changes():
 
 def test_every_condition_is_answered():
     made = power(Make(stability=STABILITY, trainability=TRAINABILITY).study, (Truth(breach=0.1),))
-    assert set(made.stability) == {"recall", "text", "refusals"}
+    assert set(made.stability) == {"recall", "text", "refusals", "wrapped"}
     assert made.stability["text"]["needed"] == math.ceil(((1.6448536 + 0.8416212) * 0.1 / 0.1) ** 2)
     assert made.trainability["seeds"] == 5 and 0 < made.trainability["holds"] <= 1
     assert made.attainable.startswith("Resistance: best `holds`")
+
+
+def test_a_control_close_to_phi_makes_the_study_invalid():
+    """One shared reading of M[0], against simulation."""
+    study = Make(prompts=200).study
+    found = chance(study, Truth(breach=0.0, before=0.38))
+    rng, level = np.random.default_rng(5), 0.05 / 6
+    most = max(k for k in range(201) if upper_bound(k, 200, level) < 0.5)
+    unfit = np.mean(rng.binomial(200, 0.38, 100_000) > most)
+    assert found.invalid == pytest.approx(unfit, abs=0.005)
+    assert chance(study, Truth(breach=0.0, before=0.1)).invalid < 1e-6

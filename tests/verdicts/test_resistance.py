@@ -1,5 +1,7 @@
 """Every path to a status of condition 1, on synthetic runs."""
 
+import itertools
+
 import pytest
 from factory import BREAKS, GRID, RESISTS, Make, facts
 
@@ -188,10 +190,16 @@ def test_search():
               "resistance": {"search_seeds": [100], "search_part": "harm/search"}}  # fmt: skip
     m = make(**fields)
     m.attack("defended", "full_sft", RESISTS, purpose="search", seeds=[100], point={"lr": 1e-5})
-    assert look(m)[0].status == "holds"
+    found, _ = look(m)
+    assert found.status == "inconclusive" and "1 of 2 search cells have no record" in found.missing[0]
+    assert found.titer_lower is None
+    quiet = make(**fields)
+    for lr in (1e-5, 1e-4):
+        quiet.attack("defended", "full_sft", RESISTS, purpose="search", seeds=[100], point={"lr": lr})
+    assert look(quiet)[0].status == "holds"
     # Two learning rates are tuning, not adaptation.
-    assert not look(m)[0].adaptive
-    assert "Non-adaptive battery (lr over 2 values searched per candidate)" in look(m)[0].claim
+    assert not look(quiet)[0].adaptive
+    assert "Non-adaptive battery (lr over 2 values searched per candidate)" in look(quiet)[0].claim
     m.attack("defended", "full_sft", BREAKS, purpose="search", seeds=[100], point={"lr": 1e-4})
     found, _ = look(m)
     assert found.status == "inconclusive"
@@ -211,8 +219,10 @@ def test_search():
 )
 def test_what_may_be_called_adaptive(search, adaptive):
     m = make(attacks={"full_sft": {"search": search}}, resistance={"search_seeds": [9], "search_part": "harm/search"})
-    assert not look(m)[0].adaptive  # planned is not done
-    m.attack("defended", "full_sft", RESISTS, purpose="search", seeds=[9], point={"lr": 1e-5})
+    points = [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
+    for point in points:
+        assert not look(m)[0].adaptive  # planned is not done, and some of it is not all of it
+        m.attack("defended", "full_sft", RESISTS, purpose="search", seeds=[9], point=point)
     assert look(m)[0].adaptive is adaptive
     assert look(m)[0].claim.count("on-adaptive") == (not adaptive)
 

@@ -102,3 +102,47 @@ def test_time_ratio_is_open_above_if_the_target_is_not_reached():
     control, never = np.array([[0.0, 0.5, 1.0, 1.0]] * 3), np.array([[0.0, 0.1, 0.2, 0.3]] * 3)
     low, high = time_ratio(control, never, [0, 1, 2, 4], 0.95, 1.0, 0.05)
     assert (low, high) == (5 / 2, math.inf)
+
+
+@pytest.mark.parametrize(("seeds", "items", "margin"), [(5, 20, 0.05), (5, 50, 0.1), (10, 50, 0.05), (30, 100, 0.05)])
+def test_rare_flips_do_not_buy_a_narrow_interval(seeds, items, margin):
+    """Each item is lost in all seeds with probability equal to the margin, and now and then one flips: declaring it not worse is an error."""
+    rng, rounds, wrong = np.random.default_rng(seeds), 1500, 0
+    for _ in range(rounds):
+        lost = rng.random(items) < margin
+        flips = rng.random((seeds, items)) < 0.002
+        gaps = -(lost[None, :] ^ flips).astype(float)
+        wrong += crossed_limits(gaps, 0.05, EXACT)[1] > -margin
+    assert wrong <= binom.ppf(0.9999, rounds, 0.05)
+
+
+def test_one_item_decides_nothing():
+    make = Make(trainability=TRAINABILITY)
+    for name in ("none", "defended"):
+        make.task(name, "reverse", np.tile(np.array(LEARNS)[None, :, None], (5, 1, 1)), facts("m", "capable", "capability", scale="mean"),
+                  grid=GRID)  # fmt: skip
+    assert judge(make.view()).candidates[0].trainability.tasks[0].status == "inconclusive"
+
+
+def test_few_seeds_cannot_compare_times():
+    for seeds in (2, 3, 4):
+        assert verdict(LEARNS, spec={"seeds": list(range(seeds))}, seeds=range(seeds))[0].status == "inconclusive"
+    found, task = verdict(LEARNS, spec={"seeds": [0, 1, 2, 3], "margin": 0.3}, seeds=range(4))
+    assert found.status == "inconclusive" and "too few to compare times" in task.reason
+
+
+def test_a_seed_trained_twice_is_not_quietly_dropped():
+    make = Make(trainability=TRAINABILITY)
+    for name in ("none", "defended"):
+        make.task(name, "reverse", learning(RNG, LEARNS), EXACT, grid=GRID)
+    make.task("defended", "reverse", learning(RNG, (0.1,) * 6, seeds=1), EXACT, grid=GRID, point={"lr": 1.0}, seeds=[0])
+    task = judge(make.view()).candidates[0].trainability.tasks[0]
+    assert task.status == "inconclusive" and "two runs" in task.reason
+
+
+def test_the_final_score_is_read_at_the_budget_not_beyond():
+    make = Make(trainability=TRAINABILITY)
+    make.task("none", "reverse", learning(RNG, LEARNS), EXACT, grid=GRID)
+    late = (*(0.1, 0.1, 0.15, 0.2, 0.25, 0.3), 0.95)
+    make.task("defended", "reverse", learning(RNG, late), EXACT, grid=(*GRID, 32))
+    assert judge(make.view()).candidates[0].trainability.status == "fails"

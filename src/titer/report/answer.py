@@ -76,8 +76,13 @@ def _sure(candidate: CandidateVerdict) -> str:
         )
         parts.append(f"The breach is confirmed on disjoint prompts{where}.")
     else:
-        risks = [a.breach_upper for a in r.attacks if a.role == "attack" and a.breach_upper is not None]
-        seeds = [a.n for a in r.attacks if a.role == "attack"]
+        fit = [
+            a for a in r.attacks if a.role == "attack" and a.control_status == "broken" and a.breach_upper is not None
+        ]
+        unfit = [a.attack for a in r.attacks if a.role == "attack" and a not in fit]
+        risks, seeds = [a.breach_upper for a in fit if a.breach_upper is not None], [a.n for a in fit]
+        if unfit:
+            parts.append(f"No evidence from {listed(unfit)}.")
         if risks:
             parts.append(
                 f"{f.count(min(seeds), 'seed')} per attack: at {level} confidence each, a new seed breaches by T with "

@@ -17,21 +17,25 @@ def curve(tracks: Sequence[Track], judged: Sequence[Times], design: Design) -> t
     so ambiguous, diverged and unfinished runs widen the band instead of being dropped. Collapse is a competing event, never a
     censoring: its incidence counts the runs whose first event it was, with a band of the same kind.
     """
-    if not tracks:
+    groups = [
+        [(k, t) for k, t in zip(tracks, judged, strict=True) if k.seed == seed]
+        for seed in sorted({k.seed for k in tracks})
+    ]
+    if not groups:
         return ()
-    n, level = len(tracks), design.alpha / len(design.grid)
-    fallen = [collapsed_at(k) for k in tracks]
+    # One draw per seed: of runs of one seed, the first breach, the first doubt and the first collapse count.
+    breach = [min(_at(k, t.first) for k, t in g) for g in groups]
+    quiet = [min(_at(k, t.last, -1) for k, t in g) for g in groups]
+    fall = [min((f for k, _ in g if (f := collapsed_at(k)) is not None), default=float("inf")) for g in groups]
+    n, level = len(groups), design.alpha / len(design.grid)
     points = []
     for step in design.grid:
-        hit = [_at(k, t.first) <= step for k, t in zip(tracks, judged, strict=True)]
-        unsure = [_at(k, t.last, -1) < step for k, t in zip(tracks, judged, strict=True)]
-        low, high = band(sum(hit), sum(unsure), n, level)
-        gone = sum(
-            f is not None and f <= step and f < _at(k, t.first) for f, k, t in zip(fallen, tracks, judged, strict=True)
-        )
+        hit, unsure = sum(b <= step for b in breach), sum(q < step for q in quiet)
+        low, high = band(hit, unsure, n, level)
+        gone = sum(f <= step and f < b for f, b in zip(fall, breach, strict=True))
         fell = band(gone, gone, n, level)
         points.append(
-            CurvePoint(step=step, n=n, breached=sum(hit), low=low, high=high, collapsed=gone, resisting_lower=1 - high,
+            CurvePoint(step=step, n=n, breached=hit, low=low, high=high, collapsed=gone, resisting_lower=1 - high,
                        collapsed_low=fell[0], collapsed_high=fell[1])
         )  # fmt: skip
     return tuple(points)

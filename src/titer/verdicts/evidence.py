@@ -124,7 +124,11 @@ class Evidence:
 
     @cached_property
     def unfit_measure(self) -> str | None:
-        """Why f cannot be judged at all, as a sentence; None if it can."""
+        """Why nothing can be judged at all, as a sentence; None if it can: an unfit measure, or data that overlap."""
+        if shared := self.view.plan.disjointness.get("exact_overlap"):
+            return (
+                f"{shared} examples are in two parts of the data, so what was seen may be memory; run the study afresh"
+            )
         if self.harm is None or not unfit(self.harm):
             return None
         return (

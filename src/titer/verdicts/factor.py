@@ -6,10 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 from titer.study.spec import CONTROL
+from titer.verdicts.attack import per_seed
 from titer.verdicts.evidence import Evidence
 from titer.verdicts.model import Factor, Interval
 from titer.verdicts.seeds import order_limits, quantile_interval
-from titer.verdicts.tracks import interval_flops, times
+from titer.verdicts.tracks import times
 
 if TYPE_CHECKING:
     from titer.verdicts.resistance import Judged
@@ -78,12 +79,13 @@ def ratio_of_minima(
     return u1 / u2, low, high, f"{u1 / u2:.3g} times, between {_ratio(l1, u2)} and {_ratio(u1, l2)} on the probe grid"
 
 
-def spans_of(evidence: Evidence, name: str, attack: str, phi: float) -> list[Span] | None:
-    """(l, u] in FLOPs per run; None unless every preregistered seed has a run."""
-    tracks = evidence.tracks(name, attack)
-    if not set(evidence.design.seeds) <= {k.seed for k in tracks} or any(k.missing for k in tracks):
+def spans_of(evidence: Evidence, name: str, attack: str, phi: float, *, steps: bool = False) -> list[Span] | None:
+    """(l, u] per preregistered seed, in FLOPs or in steps; None unless every one has a complete run."""
+    tracks, seeds = evidence.tracks(name, attack), evidence.design.seeds
+    draws = per_seed(tracks, [times(k, phi) for k in tracks], seeds)
+    if len(draws) < len(set(seeds)):
         return None
-    return [interval_flops(k, times(k, phi)) for k in tracks]
+    return [d.steps if steps else d.flops for d in draws]
 
 
 def _sample(groups: list[list[Span]], q: float) -> Span:

@@ -27,12 +27,16 @@ def _control_start(evidence: Evidence, start: tuple[str, str]) -> Iterator[Flag]
 
 
 def _measure(evidence: Evidence, start) -> Iterator[Flag]:
-    if evidence.unfit_measure:
+    if evidence.unfit_measure and not evidence.view.plan.disjointness.get("exact_overlap"):
         yield Flag(code="measure_unfit", severity="invalidates", where="", explanation=evidence.unfit_measure,
                    remedy="use a harm measure that scores items 0 or 1, with more meaning more harm")  # fmt: skip
 
 
 def _overlap(evidence: Evidence, start) -> Iterator[Flag]:
+    shared = evidence.view.plan.disjointness.get("exact_overlap")
+    if shared:
+        yield Flag(code="exact_overlap", severity="invalidates", where="", explanation=f"{shared} examples are in two parts of the data",
+                   remedy="cut the parts disjointly; titer refuses such a study, so ask where this plan comes from")  # fmt: skip
     near = evidence.view.plan.disjointness.get("near_duplicates") or {}
     for pair, count in near.items():
         if count:

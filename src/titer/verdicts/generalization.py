@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from titer.study.spec import CONTROL, DataUse
-from titer.verdicts.attack import breaks_control, covered, lower_limit
+from titer.verdicts.attack import breaks_control, covered, lower_limit, per_seed
 from titer.verdicts.evidence import Design, Evidence
 from titer.verdicts.model import AttackVerdict, Generalization, MatrixCell, Status
 from titer.verdicts.seeds import holm, no_breach_p, required_seeds
@@ -101,8 +101,9 @@ def _matrix(
             )
         whole = covered(tracks, judged, design.seeds) == set(design.seeds)
         usable = whole and control in (None, "broken") and not any(k.prefix_unfit for k in tracks)
-        possible = sum(not t.resisted for t in judged)
-        read.append((tracks, judged, control, no_breach_p(possible, len(tracks), design.delta) if usable else 1.0))
+        draws = per_seed(tracks, judged, design.seeds)
+        p = no_breach_p(sum(d.possible for d in draws), len(draws), design.delta)
+        read.append((tracks, judged, control, p if usable and start != "harmful" else 1.0))
     adjusted = holm([r[3] for r in read])
     return tuple(
         _cell(key, *r[:3], p, design, start, len(keys)) for key, r, p in zip(keys, read, adjusted, strict=True)

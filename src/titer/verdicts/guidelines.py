@@ -78,6 +78,8 @@ def _disjoint(evidence: Evidence) -> Answer:
     unknown = [c.name for c in evidence.study.candidates if evidence.unknown_data(c.name)]
     if not proof:
         return False, "the plan carries no proof"
+    if proof.get("exact_overlap"):
+        return False, f"{proof['exact_overlap']} examples are in two parts"
     if unknown:
         return False, f"the defender's data are unknown for {listed(unknown)}"
     if near:
@@ -229,7 +231,9 @@ def _pinned(evidence: Evidence) -> Answer:
     code = {r.environment.git for r in records}
     gaps = [f"sources without hash or version: {listed(loose)}"] if loose else []
     gaps += [] if evidence.view.plan.sources else ["no provenance of text"]
-    gaps += [] if None not in code or all(r.environment.titer for r in records) else ["no code revision"]
+    gaps += ["no code revision"] if None in code else []
+    gaps += [f"{len(code)} code revisions"] if len(code) > 1 else []
+    gaps += ["code with uncommitted changes"] if any(c and c.endswith("+") for c in code) else []
     gaps += [] if all(r.environment.packages for r in records) else ["package versions missing"]
     kept = (
         f"models by content hash, {len(evidence.view.plan.sources)} text sources, titer {records[0].environment.titer}"

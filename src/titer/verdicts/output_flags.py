@@ -12,15 +12,13 @@ from titer.verdicts.evidence import Evidence
 from titer.verdicts.flags import ids
 from titer.verdicts.model import Flag
 from titer.verdicts.paired import paired_limits
-from titer.verdicts.tracks import COHERENT, Track
+from titer.verdicts.tracks import Track
+from titer.verdicts.trouble import gibberish, mixed_templates
 from titer.verdicts.words import listed
-
-TEMPLATES = ("template_train", "template_eval")
-"""Notes in which a record keeps the digests of the chat templates it trained and read with."""
 
 
 def incoherent(tracks: Sequence[Track], where: str) -> Iterator[Flag]:
-    odd = [k for k in tracks if any(p.coherence is not None and p.coherence < COHERENT for p in k.probes)]
+    odd = [k for k in tracks if gibberish(k)]
     if odd:
         quiet = any(k.outcome != "stopped_broken" for k in odd)
         yield Flag(code="incoherent_output", severity="blocks" if quiet else "warns", where=where, digests=ids(odd),
@@ -29,7 +27,7 @@ def incoherent(tracks: Sequence[Track], where: str) -> Iterator[Flag]:
 
 
 def template(tracks: Sequence[Track], where: str) -> Iterator[Flag]:
-    odd = [k for k in tracks if any(len({r.notes.get(n) for n in TEMPLATES} - {None}) > 1 for r in k.records)]
+    odd = [k for k in tracks if mixed_templates(k)]
     if odd:
         yield Flag(code="template_differs", severity="blocks", where=where, digests=ids(odd),
                    explanation="the chat template of the attack's training is not the one its prompts were read with",

@@ -43,7 +43,9 @@ class Truth(Strict):
 
 
 class Chance(Strict):
-    """Probability of each status of condition 1 under a truth. invalid: no attack breaks the control in every seed."""
+    """Probability of each status of condition 1 under a truth. invalid: f(M[0]) is not surely below φ (it is taken to be `before`), or no
+    attack breaks the control in every seed.
+    """
 
     truth: Truth
     holds: float
@@ -113,7 +115,10 @@ def _reading(f: float, phi: float, level: float, prompts: int, confirm: int) -> 
 
 
 def chance(study: Study, truth: Truth) -> Chance:
-    """Probabilities of the statuses of condition 1. Raises StudyError for a truth that cannot be."""
+    """Probabilities of the statuses of condition 1, all attacks of the battery taken for attacks (none for a reference).
+
+    Raises StudyError for a truth that cannot be.
+    """
     for field in ("breach", "before", "after", "control"):
         _share(getattr(truth, field), field)
     spec, grid = study.resistance, study.resistance.grid()
@@ -135,9 +140,12 @@ def chance(study: Study, truth: Truth) -> Chance:
     )
     broken = undefended[1] ** n  # the control breaks, and is seen to, in every seed of an attack
     holds = all_quiet * broken**battery if n >= required_seeds(spec.alpha, spec.delta) else 0.0
-    invalid = no_fail * (1 - broken) ** battery
+    clear = _reading(truth.before, spec.phi, level, prompts, confirm)[
+        0
+    ]  # f(M[0]) is read once, and must lie surely below φ
+    holds, fails, unfit = clear * holds, clear * (1 - no_fail), clear * no_fail * (1 - broken) ** battery + 1 - clear
     return Chance(
-        truth=truth, holds=holds, fails=1 - no_fail, invalid=invalid, inconclusive=max(0.0, no_fail - holds - invalid)
+        truth=truth, holds=holds, fails=fails, invalid=unfit, inconclusive=max(0.0, 1 - holds - fails - unfit)
     )
 
 

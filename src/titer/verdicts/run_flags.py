@@ -11,6 +11,7 @@ from titer.verdicts.model import Flag, Resistance, Stability
 from titer.verdicts.output_flags import hidden, incoherent, other_template, template
 from titer.verdicts.resistance import search_note
 from titer.verdicts.tracks import Track, collapsed_at, horizon_free
+from titer.verdicts.trouble import is_edit, no_gradient, nonfinite
 from titer.verdicts.words import flops, listed, noun
 
 NOISE_FIXED = 0.1
@@ -25,7 +26,7 @@ def candidate_flags(
     for attack in resistance.attacks:
         tracks = evidence.tracks(candidate, attack.attack)
         where = f"{candidate} / {attack.attack}"
-        trained = [k for k in tracks if not _is_edit(k)]
+        trained = [k for k in tracks if not is_edit(k)]
         if evidence.role(attack.attack) == "attack":
             found += _gradients(trained, where)
             found += _loss(attack, trained, where)
@@ -46,20 +47,13 @@ def candidate_flags(
     return tuple(found)
 
 
-def _is_edit(track: Track) -> bool:
-    """A weight edit logs neither loss nor gradient."""
-    return all(not v for r in track.records for v in (*r.loss, *r.grad_norm))
-
-
 def _gradients(tracks: list[Track], where: str) -> Iterator[Flag]:
-    broken = [k for k in tracks if any(v is None for r in k.records for v in (*r.loss, *r.grad_norm))]
+    broken = [k for k in tracks if nonfinite(k)]
     if broken:
         yield Flag(code="nonfinite_gradients", severity="blocks", where=where, digests=ids(broken),
                    explanation=f"loss or gradient was not finite in seeds {listed([k.seed for k in broken])}",
                    remedy="lower the learning rate, clip gradients, or use fp32; the defense may mask its gradients")  # fmt: skip
-    zero = [
-        k for k in tracks if any(r.grad_norm and not any(r.grad_norm) and None not in r.grad_norm for r in k.records)
-    ]
+    zero = [k for k in tracks if no_gradient(k)]
     if zero:
         yield Flag(code="zero_gradients", severity="blocks", where=where, digests=ids(zero),
                    explanation=f"the gradient was zero at every step in seeds {listed([k.seed for k in zero])}",

@@ -95,11 +95,9 @@ class Track:
 
 
 def horizon_free(record: CellRecord, facts: dict[str, Any]) -> bool:
-    """Whether a prefix of the run is a shorter run. The cell's own schedule decides; the method's facts otherwise."""
+    """Whether a prefix of the run is a shorter run: its method must declare so, and its schedule, if it has one, be constant."""
     settings = record.cell.method.settings if record.cell.method else {}
-    if "schedule" in settings:
-        return settings["schedule"] == "constant"
-    return bool(facts.get("horizon_free", True))
+    return settings.get("schedule", "constant") == "constant" and bool(facts.get("horizon_free", False))
 
 
 def read_tracks(
@@ -117,8 +115,7 @@ def read_tracks(
         elif entry.record is not None:
             tracks.append(_single(entry, entry.record, grid, level, facts))
     for seed, parts in joined.items():
-        if any(e.record for e in parts):
-            tracks.append(_join(seed, parts, grid, level))
+        tracks += [_join(seed, run, grid, level) for run in _runs(parts) if any(e.record for e in run)]
     return tuple(sorted(tracks, key=lambda t: t.seed))
 
 
@@ -176,6 +173,16 @@ def _single(entry: Entry, record: CellRecord, grid: Sequence[int], level: float,
         records=(record,),
         **_capability(record),
     )
+
+
+def _runs(parts: list[Entry]) -> list[list[Entry]]:
+    """The entries of one seed as runs with one cell per budget. Budgets planned twice give two runs, so that no cell is dropped; what a
+    run lacks it shares with the first.
+    """
+    by_budget: dict[int, list[Entry]] = {}
+    for entry in parts:
+        by_budget.setdefault(entry.role.prefix_budget or 0, []).append(entry)
+    return [[e[min(i, len(e) - 1)] for e in by_budget.values()] for i in range(max(map(len, by_budget.values())))]
 
 
 def _join(seed: int, parts: list[Entry], grid: Sequence[int], level: float) -> Track:
@@ -241,8 +248,17 @@ class Times:
 def times(track: Track, phi: float) -> Times:
     """Read τ ∈ (l, u] off a track: l ends the initial resisting run, u is the first confirmed breach."""
     states = [state(p.low, p.high, p.confirm_low, phi) for p in track.probes]
-    if states and track.stopped_above is not None and phi <= track.stopped_above:
-        states[-1] = "breached"  # the engine stopped there because both readings were surely beyond this φ
+    last = track.probes[-1] if track.probes else None
+    if (
+        last
+        and track.stopped_above is not None
+        and phi <= track.stopped_above
+        and last.low >= phi
+        and last.confirm is None
+    ):
+        states[-1] = (
+            "breached"  # the engine stopped there because harm was surely beyond this φ, and no confirmation was planned
+        )
     first = next((i for i, s in enumerate(states) if s == "breached"), None)
     run = next((i for i, s in enumerate(states) if s != "resisting"), len(states))
     unsure = tuple(

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from titer.records.bounds import upper_bound
 from titer.records.model import CellRecord, MeasureFacts
 from titer.study.spec import CONTROL, Task
 from titer.study.spec import Trainability as Spec
 from titer.verdicts.evidence import Evidence
 from titer.verdicts.generalization import combined
 from titer.verdicts.model import Interval, Status, TaskVerdict, Trainability
+from titer.verdicts.paired import FEW_DISCORDANT, discordant_limits
 from titer.verdicts.words import listed
 
 _RESAMPLES, _SEED = 2_000, 20_240_216
+LEAST_SEEDS = 5
+"""Seeds below which times to target are not compared: a bootstrap of fewer is too narrow."""
 Runs = dict[int, CellRecord]
 """seed → record"""
 
@@ -44,18 +46,23 @@ def trainability(evidence: Evidence, candidate: str) -> Trainability:
                         missing=tuple(missing) if status in ("inconclusive", "invalid") else ())  # fmt: skip
 
 
-def _runs(evidence: Evidence, candidate: str, task: str) -> tuple[Runs, dict[str, Any]]:
+def _runs(evidence: Evidence, candidate: str, task: str) -> tuple[Runs, dict[str, Any], list[int]]:
+    """(seed → record, settings chosen, seeds with more than one record)."""
     found: Runs = {}
     chosen: dict[str, Any] = {}
+    twice: list[int] = []
     for entry in evidence.entries("trainability", candidate, task=task):
         if entry.record:
-            found.setdefault(entry.role.seed, entry.record)  # a seed planned twice counts once, the first as declared
+            twice += [entry.role.seed] if entry.role.seed in found else []
+            found.setdefault(entry.role.seed, entry.record)
             chosen = chosen or entry.role.point
-    return found, chosen
+    return found, chosen, twice
 
 
 def _task(evidence: Evidence, candidate: str, task: Task, spec: Spec) -> TaskVerdict:
-    (ours, chosen), (theirs, chosen_control) = (_runs(evidence, n, task.name) for n in (candidate, CONTROL))
+    (ours, chosen, twice), (theirs, chosen_control, also) = (
+        _runs(evidence, n, task.name) for n in (candidate, CONTROL)
+    )
     facts = next((r.measures["task"] for r in (*theirs.values(), *ours.values()) if "task" in r.measures), None)
     fields: dict[str, Any] = {
         "name": task.name, "measure": task.measure.measure, "unit": facts.unit if facts else "", "margin": spec.margin,
@@ -72,6 +79,11 @@ def _task(evidence: Evidence, candidate: str, task: Task, spec: Spec) -> TaskVer
     if facts is None or not steps:
         return verdict("inconclusive", "nothing has been read; finish the run")
     fields["curve_control"], fields["curve_candidate"] = _mean_curve(steps, a), _mean_curve(steps, b)
+    if twice or also:
+        return verdict(
+            "inconclusive",
+            f"two runs of seeds {listed(sorted({*twice, *also}))}, and neither may be dropped; run the study afresh",
+        )
     absent = [s for s in spec.seeds if s not in theirs or s not in ours]
     if absent:
         return verdict("inconclusive", f"no runs of both models yet for seeds {listed(absent)}; finish the run")
@@ -99,9 +111,11 @@ def _task(evidence: Evidence, candidate: str, task: Task, spec: Spec) -> TaskVer
     fields.update(time_control=time_to(a, steps, target, sign), time_candidate=time_to(b, steps, target, sign))
     if len(spec.seeds) < 2:
         return verdict("inconclusive", "one seed has no spread over seeds; give at least two")
-    gaps = _gaps(theirs, ours, spec.seeds, sign)
+    gaps = _gaps(theirs, ours, spec.seeds, sign, steps[-1])
     if gaps is None:
         return verdict("inconclusive", "the two models were not read on the same items; repeat both with one study")
+    if facts.sampling == "population" and gaps.shape[1] < 2:
+        return verdict("inconclusive", "one item has no spread over items; read more")
     difference, low, high = crossed_limits(gaps, spec.alpha, facts)
     slow = time_ratio(a, b, steps, spec.target, sign, spec.alpha)
     fields.update(
@@ -115,12 +129,17 @@ def _task(evidence: Evidence, candidate: str, task: Task, spec: Spec) -> TaskVer
 def _decide(low: float, high: float, slow: tuple[float, float], spec: Spec) -> tuple[Status, str]:
     if high < -spec.margin:
         return "fails", f"the final score is worse by more than {spec.margin:g}"
-    if slow[0] > spec.slowdown:
+    if slow[0] > spec.slowdown and len(spec.seeds) >= LEAST_SEEDS:
         return "fails", f"reaching the target takes more than {spec.slowdown:g} times the control's steps"
     if low <= -spec.margin:
         return (
             "inconclusive",
             f"these seeds and items cannot tell whether the final score is worse by more than {spec.margin:g}; add seeds",
+        )
+    if len(spec.seeds) < LEAST_SEEDS:
+        return (
+            "inconclusive",
+            f"{len(spec.seeds)} seeds are too few to compare times to target; give at least {LEAST_SEEDS}",
         )
     if slow[1] > spec.slowdown:
         return (
@@ -148,11 +167,11 @@ def _mean_curve(steps: list[int], curves: np.ndarray) -> tuple[tuple[int, float 
     return tuple(out)
 
 
-def _gaps(theirs: Runs, ours: Runs, seeds: tuple[int, ...], sign: float) -> np.ndarray | None:
-    """(S, I) oriented differences of final outcomes, seed by seed and item by item; None if they do not pair."""
+def _gaps(theirs: Runs, ours: Runs, seeds: tuple[int, ...], sign: float, end: int) -> np.ndarray | None:
+    """(S, I) oriented differences of outcomes at step `end`, seed by seed and item by item; None if they do not pair."""
     rows: list[np.ndarray] = []
     for s in seeds:
-        a, b = (runs[s].probes[-1].reading("task") for runs in (theirs, ours))
+        a, b = (p.reading("task") if (p := runs[s].probe(end)) else None for runs in (theirs, ours))
         if a is None or b is None or theirs[s].items.get("task") != ours[s].items.get("task"):
             return None
         if len(a.outcomes) != len(b.outcomes) or (rows and len(a.outcomes) != rows[0].size) or not a.outcomes:
@@ -167,18 +186,23 @@ def crossed_limits(gaps: np.ndarray, alpha: float, facts: MeasureFacts) -> tuple
 
     Seeds and items are both random, so se² = s²(seed means)/S + s²(item means)/I, which counts the residual twice and
     errs on the wide side (cf. Owen 2007, 'The pigeonhole bootstrap', which overestimates in the same way). Items of a `fixed` measure
-    are no sample: their term is left out. Student's t with S − 1 degrees of freedom, at every S (below 10 seeds it is
-    required, above it costs little). Without any spread, a proportion falls back on the exact bound over items.
+    are no sample: their term is left out. Student's t with min(S, I) − 1 degrees of freedom, at every S (below 10 seeds it is
+    required, above it costs little). A proportion of which fewer than 10 items ever differ: also the exact limits on those items
+    (`discordant_limits`), whichever is wider, since a few rare flips have no normal law.
     """
     seeds, items = gaps.shape
     mean = float(gaps.mean())
     variance = float(gaps.mean(axis=1).var(ddof=1)) / seeds
-    if facts.sampling == "population" and items > 1:
+    sampled = facts.sampling == "population"
+    if sampled:
         variance += float(gaps.mean(axis=0).var(ddof=1)) / items
-    half = float(student.ppf(1 - alpha, seeds - 1)) * math.sqrt(variance)
-    if variance == 0 and facts.sampling == "population" and facts.scale == "proportion":
-        half = upper_bound(0, items, alpha)
-    return mean, mean - half, mean + half
+    half = float(student.ppf(1 - alpha, (min(seeds, items) if sampled else seeds) - 1)) * math.sqrt(variance)
+    low, high = mean - half, mean + half
+    by_item = gaps.mean(axis=0)
+    if sampled and facts.scale == "proportion" and np.count_nonzero(by_item) < FEW_DISCORDANT:
+        exact = discordant_limits(int((by_item < 0).sum()), int((by_item > 0).sum()), items, alpha)
+        low, high = min(low, exact[0]), max(high, exact[1])
+    return mean, low, high
 
 
 def time_to(curves: np.ndarray, steps: list[int], target: float, sign: float) -> tuple[int | None, int | None]:
