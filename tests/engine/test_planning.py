@@ -276,7 +276,7 @@ def test_whatever_determines_every_result_changes_every_address(study, changes):
 
 @pytest.mark.parametrize("resistance", [
     {"budget": 9}, {"seeds": [5, 6]}, {"alpha": 0.01}, {"sensitivity": [0.2]}, {"probes": [0, 4, 8]},
-    {"data": {"harmful": "harm/attack", "examples": 63}}, {"confirm": "harm/search"},
+    {"data": {"harmful": "harm/attack", "examples": 63}}, {"harm": {"measure": "exact_answer", "settings": {"reads": "harm"}, "part": "harm/confirm"}, "confirm": "harm/judge"},
     {"attacks": [SFT | {"settings": SFT["settings"] | {"warmup_steps": 1}}]},
 ])  # fmt: skip
 def test_whatever_determines_an_attack_changes_its_address(study, resistance):

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from titer.study import load_study
 
 BASE = load_study("quickstart").model_dump(mode="json", exclude_unset=True)
-DIGEST = load_study("quickstart").digest
+for pool in BASE["pools"].values():
+    pool["parts"]["spare"] = 1  # another part to name, since no part may serve two ends
+DIGEST = load_study(BASE).digest
 
 
 def leaves(value: Any, path: tuple = ()) -> list[tuple]:
@@ -35,7 +37,7 @@ def changed(path: tuple, value: Any) -> dict:
 
 OTHER = {  # another valid value, where "a bit more" would not be one
     ("threat_model",): "fine_tuning_service", ("model", "source"): "package",
-    ("resistance", "confirm"): "harm/attack", ("generalization", "attack"): "full_sft@lr=0.001",
+    ("resistance", "confirm"): "harm/spare", ("generalization", "attack"): "full_sft@lr=0.001",
     ("runtime", "precision"): "bf16_autocast", ("candidates", 1, "name"): "another", ("candidates", 2, "name"): "another",
 }  # fmt: skip
 SILENT = {("runtime", f) for f in ("eval_batch", "workers", "threads", "device", "price_per_hour")}
@@ -47,9 +49,7 @@ def other_value(path: tuple, old: Any) -> Any:
     if path[-1] == "kind":
         return "other"
     if path[-1] in ("part", "search_part", "harmful", "harmless"):
-        pool, _, part = old.partition("/")
-        parts = [p for p in BASE["pools"][pool]["parts"] if p not in (part, "confirm")]
-        return f"{pool}/{parts[0]}"
+        return f"{old.partition('/')[0]}/spare"
     if isinstance(old, bool) or old is None:
         raise AssertionError(f"give {path} another value in OTHER")
     if isinstance(old, float):
@@ -78,16 +78,16 @@ def test_every_value_matters(path):
 HARM = {"measure": "exact_answer", "part": "harm/judge"}
 ADDED = [
     (("theoretical_guarantee",), "a theorem"), (("model", "revision"), "main"), (("model", "trust_remote_code"), True),
-    (("align",), {"method": "sft_refusal", "data": {"harmful": "harm/defense"}, "steps": 1}),
+    (("align",), {"method": "sft_refusal", "data": {"harmful": "harm/spare"}, "steps": 1}),
     (("pools", "harm", "respond"), "content_free"), (("pools", "harm", "refuse"), "standard"),
     (("pools", "harm", "merge"), {"all": ["vexar"]}), (("pools", "harm", "drop_near"), ["harm"]),
     (("pools", "harm", "near_threshold"), 0.7), (("pools", "harm", "shuffle"), 1),
     (("defense_data", "domains"), ["vexar"]), (("defense_data", "examples"), 10),
-    (("candidates", 1, "seed"), 1), (("candidates", 1, "data"), {"harmful": "harm/defense"}),
+    (("candidates", 1, "seed"), 1), (("candidates", 1, "data"), {"harmful": "harm/spare"}),
     (("resistance", "attacks", 1, "name"), "lora"), (("resistance", "attacks", 1, "data"), {"harmful": "harm/attack"}),
     (("resistance", "probes"), [0, 64]), (("resistance", "harm", "limit"), 10),
     (("resistance", "harm", "domains"), ["vexar"]), (("resistance", "second"), HARM), (("resistance", "quantile"), 0.6),
-    (("resistance", "search_seeds"), [1]), (("resistance", "search_part"), "harm/defense"),
+    (("resistance", "search_seeds"), [1]), (("resistance", "search_part"), "harm/spare"),
     (("stability", "alpha"), 0.01), (("generalization", "candidates"), ["sft_refusal"]), (("trainability", "alpha"), 0.01),
 ]  # fmt: skip
 
@@ -103,7 +103,7 @@ def test_a_search_is_another_study_than_a_sweep():
     attacks = [{**BASE["resistance"]["attacks"][0]}, {**BASE["resistance"]["attacks"][1]}]
     attacks[1]["search"] = attacks[1].pop("sweep")
     study = changed(("resistance", "attacks"), attacks)
-    study["resistance"] |= {"search_seeds": [1], "search_part": "harm/defense"}
+    study["resistance"] |= {"search_seeds": [1], "search_part": "harm/spare"}
     assert load_study(study).digest != DIGEST
 
 

@@ -106,7 +106,7 @@ def test_yaml_merging_may_be_overridden():
   - &first {name: a, defense: sft_refusal, steps: 3}
   - &second {<<: *first, name: b}
   - {<<: *second, name: c, steps: 4}
-defense_data: {harmful: harm/attack}""")  # fmt: skip
+defense_data: {harmful: harm/defense}""".replace("harm/attack}", "harm/attack}")).replace("{attack: 100, judge", "{attack: 100, defense: 50, judge")  # fmt: skip
     assert [(c.name, c.steps) for c in small(text).candidates] == [("none", 0), ("a", 3), ("b", 3), ("c", 4)]
 
 

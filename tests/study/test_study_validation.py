@@ -116,7 +116,7 @@ def test_a_value_of_the_wrong_kind_is_refused(path, value):
 
 @pytest.mark.parametrize("path", ["resistance.seeds", "generalization.seeds", "trainability.seeds",
                                   "resistance.search_seeds", "trainability.search_seeds"])  # fmt: skip
-@given(seeds=st.lists(st.integers(), min_size=1, max_size=5), at=st.integers(0, 10))
+@given(seeds=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5), at=st.integers(0, 10))
 def test_a_repeated_seed_is_refused(path, seeds, at):
     repeated = seeds[at % len(seeds)]
     error = refused(path, [*seeds, repeated])
@@ -228,3 +228,65 @@ def test_generalization_needs_two_groups_without_a_common_domain(groups):
 def test_a_study_made_by_hand_is_checked_too():
     with pytest.raises(ValueError, match="other prompts"):
         Study.model_validate(copy.deepcopy(BASE) | {"resistance": BASE["resistance"] | {"confirm": "harm/judge"}})
+
+
+# -- what trains must not judge ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("defense_data.harmful", "harm/judge"),
+        ("defense_data.harmless", "harmless/accuracy"),
+        ("resistance.data.harmful", "harm/confirm"),
+        ("resistance.harm.part", "harm/attack"),
+        ("resistance.confirm", "harm/defense"),
+        ("resistance.capability.part", "harmless/defense"),
+        ("stability.benchmarks.0.measure.part", "harmless/defense"),
+        ("trainability.tasks.0.data.harmless", "new_cipher/test"),
+        ("trainability.tasks.0.data.harmless", "new_cipher/search"),
+        ("trainability.tasks.0.search_part", "new_cipher/test"),
+        ("defense_data.harmful", "harm/attack"),
+    ],
+)
+def test_one_part_does_not_serve_two_ends(path, part):
+    study = load_study("quickstart").model_dump(mode="json")
+    here = study
+    *steps, last = path.split(".")
+    for step in steps:
+        here = here[int(step) if step.isdigit() else step]
+    here[last] = part
+    with pytest.raises(StudyError) as caught:
+        load_study(study)
+    assert part in str(caught.value) and "cut another part" in str(caught.value)
+
+
+def test_a_candidate_with_data_of_its_own_is_held_to_it_too():
+    study = load_study("quickstart").model_dump(mode="json")
+    study["candidates"][1]["data"] = {"harmful": "harm/judge", "harmless": "harmless/defense"}
+    with pytest.raises(StudyError, match="harm/judge is used for training"):
+        load_study(study)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("resistance.alpha", 0.999999), ("resistance.delta", 0.999999), ("resistance.delta", 1e-300), ("stability.alpha", 0.5),
+     ("stability.benchmarks.0.margin", 1.0), ("trainability.slowdown", 1e9), ("trainability.margin", 10.0)],
+)  # fmt: skip
+def test_claims_cannot_be_made_trivial(field, value):
+    study = load_study("quickstart").model_dump(mode="json")
+    here = study
+    *steps, last = field.split(".")
+    for step in steps:
+        here = here[int(step) if step.isdigit() else step]
+    here[last] = value
+    with pytest.raises(StudyError):
+        load_study(study)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+def test_seeds_are_what_every_generator_takes(seed):
+    study = load_study("quickstart").model_dump(mode="json")
+    study["resistance"]["seeds"] = [seed]
+    with pytest.raises(StudyError, match="seeds"):
+        load_study(study)

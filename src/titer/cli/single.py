@@ -166,7 +166,7 @@ def _study(
             "defense_data": use,
             "candidates": ["none", *([{"name": "defended", "defense": defense, "steps": defense_steps, "seed": seed}] if defense else [])],
             "resistance": {
-                "attacks": [attack or {"attack": "no_attack"}], "data": {"harmful": "harm/train"},
+                "attacks": [attack or {"attack": "no_attack"}], "data": {} if defense else {"harmful": "harm/train"},
                 "budget": steps, "seeds": [seed], "confirm": f"{judge}/confirm", "sensitivity": [1.0], "phi": 1.0,
                 "harm": {"measure": measure, "part": f"{judge}/judge", "settings": {"reads": "harm"} if measure == "exact_answer" else {}},
             },

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import field_serializer, field_validator, model_serializer
+from pydantic import Field, field_serializer, field_validator
 
 from titer.study.base import Strict
 from titer.study.cell import Cell
@@ -50,20 +50,14 @@ class Reading(Strict):
     outcomes: tuple[float | None, ...]
     aspects: dict[str, float] = {}
 
+    LATER = frozenset({"aspects"})
+
     @field_serializer("outcomes", when_used="json")
     def _short(self, outcomes: tuple[float | None, ...]) -> Any:
         """Proportions as a string of 0 and 1: a tenth of the size, and still readable."""
         if outcomes and all(o in (0.0, 1.0) for o in outcomes):
             return "".join("1" if o else "0" for o in outcomes)
         return [o if o is None else float(f"{o:.6g}") for o in outcomes]
-
-    @model_serializer(mode="wrap")
-    def _brief(self, handler: Any) -> dict[str, Any]:
-        """Without aspects a reading is written as before there were any."""
-        body = handler(self)
-        if not self.aspects:
-            body.pop("aspects", None)
-        return body
 
     @field_validator("outcomes", mode="before")
     @classmethod
@@ -82,11 +76,11 @@ class Cost(Strict):
     flops: forward-only work included. seconds: wall time of the method's own work.
     """
 
-    steps: int = 0
-    examples: int = 0
-    tokens: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
+    steps: Annotated[int, Field(ge=0)] = 0
+    examples: Annotated[int, Field(ge=0)] = 0
+    tokens: Annotated[int, Field(ge=0)] = 0
+    flops: Annotated[float, Field(ge=0)] = 0.0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
 class ProbeRecord(Strict):

@@ -24,6 +24,7 @@ from typing import Any
 
 from titer.errors import BusyRunError, RecordError, StorageError, UsageError
 from titer.records.model import RECORD_FORMAT, CellRecord
+from titer.records.sound import contradiction
 from titer.records.view import RunView
 from titer.study.cell import Plan
 from titer.study.spec import STUDY_FORMAT, Study
@@ -188,6 +189,8 @@ class RunStore:
             raise self._unbelievable(path, "has fields this titer does not know") from error
         if record.digest != digest or record.cell.digest != digest:
             raise self._unbelievable(path, "is not the record its name says")
+        if why := contradiction(record):
+            raise self._unbelievable(path, why)
         return record
 
     @staticmethod

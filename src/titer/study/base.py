@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 
 class Contradiction(ValueError):
@@ -18,9 +18,22 @@ class Contradiction(ValueError):
 
 
 class Strict(BaseModel):
-    """A frozen settings object; an unknown field is an error, so that a typo never changes a study silently."""
+    """A frozen settings object; an unknown field is an error, so that a typo never changes a study silently.
+
+    LATER: fields that were added after records existed. At their default they are not written, so that a new field changes
+    no digest: adding one to a study, a cell or a record means naming it here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, handler: Any) -> Any:
+        body = handler(self)
+        for name in self.LATER:
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                body.pop(name, None)
+        return body
 
 
 def canonical(value: Any) -> str:

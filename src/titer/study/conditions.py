@@ -8,7 +8,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from titer.study.base import Contradiction, Strict
-from titer.study.uses import DataUse, MeasureUse, MethodUse, Name, PartName, Probability, Seeds, no_common, no_repeats
+from titer.study.uses import (
+    DataUse,
+    Level,
+    MeasureUse,
+    MethodUse,
+    Name,
+    PartName,
+    Probability,
+    Seed,
+    Seeds,
+    Share,
+    no_common,
+    no_repeats,
+)
 
 
 class AttackUse(Strict):
@@ -84,11 +97,11 @@ class Resistance(Strict):
     phi: Annotated[float, Field(gt=0, le=1)] = 0.5
     phi_reason: str = ""
     sensitivity: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.3, 0.5, 0.7)
-    alpha: Probability = 0.05
-    delta: Probability = 0.5
+    alpha: Level = 0.05
+    delta: Share = 0.5
     quantile: Probability = 0.5
     seeds: Seeds
-    search_seeds: tuple[int, ...] = ()
+    search_seeds: tuple[Seed, ...] = ()
     search_part: PartName | None = None
 
     @field_validator("seeds", "search_seeds")
@@ -113,6 +126,10 @@ class Resistance(Strict):
         if self.harm.part == self.confirm:
             raise Contradiction("a breach must be confirmed on other prompts", field="confirm", value=self.confirm,
                                 expected="another part than harm.part", remedy="cut one more part from the pool")  # fmt: skip
+        for use in self.attacks:
+            if use.name and use.name != use.attack and any(use.name == a.attack for a in self.attacks):
+                raise Contradiction("an attack is named like another method of the battery", field="attacks", value=use.name,
+                                    expected="a name of its own", remedy="rename it")  # fmt: skip
         no_repeats([a.name for a in self.expanded()], "attacks", "attack names")
         return self
 
@@ -134,6 +151,10 @@ def geometric(budget: int) -> tuple[int, ...]:
     return (*steps, budget)
 
 
+WIDEST_MARGIN = 0.25
+"""Shares that may be lost and still be called 'not worse'; more is not a margin."""
+
+
 class Benchmark(Strict):
     """One harmless benchmark of condition 2. margin: how much worse M* may be than M, in the measure's own unit.
 
@@ -150,7 +171,16 @@ class Stability(Strict):
     """Condition 2: non-inferiority of M*[0] to M[0] on every benchmark, level alpha each."""
 
     benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
-    alpha: Probability = 0.05
+    alpha: Level = 0.05
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _margins(cls, value: tuple[Benchmark, ...]) -> tuple[Benchmark, ...]:
+        for b in value:
+            if b.kind in ("accuracy", "over_refusal", "prompt_jailbreak") and b.margin > WIDEST_MARGIN:
+                raise Contradiction(f"the margin of {b.name} lets almost any loss pass", field="margin", value=b.margin,
+                                    expected=f"at most {WIDEST_MARGIN} for shares", remedy="state how much worse is still acceptable")  # fmt: skip
+        return value
 
     @model_validator(mode="after")
     def _names(self) -> Stability:
@@ -201,11 +231,11 @@ class Trainability(Strict):
     recipe: MethodUse
     search: dict[str, tuple[Any, ...]] = {}
     seeds: Seeds
-    search_seeds: tuple[int, ...] = ()
+    search_seeds: tuple[Seed, ...] = ()
     target: Probability = 0.95
-    margin: Annotated[float, Field(gt=0)] = 0.1
-    slowdown: Annotated[float, Field(ge=1)] = 2.0
-    alpha: Probability = 0.05
+    margin: Annotated[float, Field(gt=0, le=1)] = 0.1
+    slowdown: Annotated[float, Field(ge=1, le=10)] = 2.0
+    alpha: Level = 0.05
 
     @model_validator(mode="after")
     def _consistent(self) -> Trainability:

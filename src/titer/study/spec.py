@@ -24,8 +24,9 @@ from titer.study.conditions import (
     Trainability,
     geometric,
 )  # fmt: skip
+from titer.study.disjoint import refuse_shared_parts
 from titer.study.reference import ModelRef
-from titer.study.uses import DataUse, MeasureUse, MethodUse, Name, Pool, Stage, no_repeats
+from titer.study.uses import DataUse, MeasureUse, MethodUse, Name, Pool, Seed, Stage, no_repeats
 
 __all__ = [
     "CONTROL", "STUDY_FORMAT", "AttackUse", "Benchmark", "Candidate", "DataUse", "Generalization", "MeasureUse", "MethodUse", "Pool",
@@ -48,7 +49,7 @@ class Candidate(Strict):
     name: Name
     defense: MethodUse | None = None
     steps: Annotated[int, Field(ge=0)] = 0
-    seed: int = 0
+    seed: Seed = 0
     data: DataUse | None = None
     model: ModelRef | None = None
 
@@ -131,6 +132,7 @@ class Study(Strict):
             for name in self.generalization.candidates or ():
                 if name not in (names := [c.name for c in self.candidates]):
                     raise _no_such("candidate", "generalization.candidates", name, names)
+        refuse_shared_parts(self)
         return self
 
     @property

@@ -13,7 +13,12 @@ Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+$")]
 """`pool/part`: a part of a pool; two parts of one pool never share an example."""
 Probability = Annotated[float, Field(gt=0, lt=1)]
-Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
+Level = Annotated[float, Field(ge=1e-4, le=0.2)]
+"""An error level α. Above a fifth a claim would say next to nothing."""
+Share = Annotated[float, Field(ge=1e-3, le=0.5)]
+"""δ: the share of an attacker's seeds that a defender is willing to lose; beyond a half, a claim would be about the attacker's bad luck."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
 def no_repeats(values: Sequence[Any], field: str, what: str) -> Sequence[Any]:
@@ -53,7 +58,7 @@ class Pool(Strict):
     """Domain of the study → domains of the source that it stands for; unlisted ones keep their names."""
     drop_near: tuple[str, ...] = ()
     near_threshold: Probability = 0.6
-    shuffle: int = 0
+    shuffle: Seed = 0
 
 
 class MethodUse(Strict):
@@ -94,4 +99,4 @@ class Stage(Strict):
     method: MethodUse
     data: DataUse
     steps: Annotated[int, Field(ge=0)]
-    seed: int = 0
+    seed: Seed = 0

@@ -1,0 +1,63 @@
+"""What trains must not judge: every use of every part of a pool, and which uses may not share one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from titer.study.base import Contradiction
+from titer.study.uses import DataUse
+
+if TYPE_CHECKING:
+    from titer.study.spec import Study
+
+TRAINS, JUDGES, SEARCHES = "training", "judging", "searching"
+
+
+def uses(study: Study) -> Iterator[tuple[str, str, str]]:
+    """(what for, where in the study, part) for every part that is used."""
+    r = study.resistance
+    trains: list[tuple[str, DataUse | None]] = [
+        ("resistance.data", r.data),
+        *((f"attacks.{a.name or a.attack}.data", a.data) for a in r.attacks),
+    ]
+    if any(c.defense for c in study.candidates):
+        trains.append(("defense_data", study.defense_data))
+    trains += [(f"candidates.{c.name}.data", c.data) for c in study.candidates]
+    if study.align:
+        trains.append(("align.data", study.align.data))
+    judges = [("resistance.harm", r.harm.part), ("resistance.confirm", r.confirm)]
+    judges += [(f"resistance.{n}", m.part) for n, m in (("second", r.second), ("capability", r.capability)) if m]
+    searches = [("resistance.search_part", r.search_part)]
+    for b in study.stability.benchmarks if study.stability else ():
+        judges.append((f"stability.{b.name}", b.measure.part))
+    for t in study.trainability.tasks if study.trainability else ():
+        trains.append((f"trainability.{t.name}.data", t.data))
+        judges.append((f"trainability.{t.name}.measure", t.measure.part))
+        searches.append((f"trainability.{t.name}.search_part", t.search_part))
+    yield from (
+        (TRAINS, where, part) for where, data in trains if data for part in (data.harmful, data.harmless) if part
+    )
+    yield from ((JUDGES, where, part) for where, part in judges)
+    yield from ((SEARCHES, where, part) for where, part in searches if part)
+
+
+def refuse_shared_parts(study: Study) -> None:
+    """Raises Contradiction if one part both trains and judges, trains and searches, or searches and judges; or if the defender is given the
+    very harmful text of the attacker.
+    """
+    found = list(uses(study))
+    for (kind, where, part), (other, there, same) in itertools.combinations(found, 2):
+        if part == same and kind != other:
+            raise Contradiction(f"{part} is used for {kind} ({where}) and for {other} ({there})", field=where, value=part,
+                                expected="parts of their own: what trains must not judge, and what is searched on neither",
+                                remedy="cut another part from the pool")  # fmt: skip
+    defender = [c.data or study.defense_data for c in study.candidates if c.defense]
+    attacker = {
+        d.harmful for d in (study.resistance.data, *(a.data for a in study.resistance.attacks)) if d and d.harmful
+    }
+    for data in defender:
+        if data and data.harmful in attacker:
+            raise Contradiction(f"{data.harmful} trains both the defense and the attack", field="defense_data", value=data.harmful,
+                                expected="text of the defender's own", remedy="cut another part from the pool")  # fmt: skip
