@@ -12,7 +12,8 @@ from titer.records.store import RunStore
 from stored import reading, record  # isort: skip
 
 
-def at(*steps, readings=(reading(),)):
+def at(*steps, readings=None):
+    readings = readings or (reading(),)
     return tuple(ProbeRecord(step=s, cost=Cost(steps=s), readings=readings) for s in steps)
 
 

@@ -364,3 +364,11 @@ def test_the_shape_of_a_record_is_the_one_that_was_committed():
         view = RunStore(run).view()
         assert view.problems == () and view.missing == 0 and len(view.records) > 50
         assert all(isinstance(r, CellRecord) for r in view.records.values())
+
+
+@pytest.mark.parametrize("text", ["not json\n", "[1]\n", '{"a": 1}\n"text"\n', "\xff"])
+def test_damaged_transcripts_are_told_and_are_optional(store, text):
+    store.transcripts.mkdir(parents=True)
+    (store.transcripts / "abc.jsonl").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecordError, match="transcripts is damaged"):
+        store.read_transcripts("abc")

@@ -7,7 +7,7 @@ import pytest
 from report_example import example, hostile, make_study, make_verdict, make_view, minimal_verdict
 
 from titer.report import formats as f
-from titer.report import render_html
+from titer.report import render_html, render_markdown
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -169,3 +169,12 @@ def test_invalid_study_says_so_before_any_number():
     verdict = make_verdict(study, status="invalid", status_reason="The control is harmful at t = 0.")
     text = render_html(make_view(study), verdict)
     assert text.index("This study is invalid. The control is harmful") < text.index('id="verdict"')
+
+
+def test_nothing_can_take_over_a_terminal_or_reorder_the_page():
+    study = make_study(title="\x1b[31mevil\x1b[2J \u202etxet")
+    view, verdict = make_view(study), make_verdict(study)
+    rows = [{"cell": "c", "step": 0, "label": "harm", "reply": "x\x1b]0;owned\x07\x9b2J\u2066y"}]
+    for text in (render_html(view, verdict, transcripts=rows), render_markdown(view, verdict)):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+        assert "\\x1b[31mevil" in text

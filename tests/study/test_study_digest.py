@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.study import load_study
+from titer.study.base import Strict, digest, escaped, visible
 
 BASE = load_study("quickstart").model_dump(mode="json", exclude_unset=True)
 for pool in BASE["pools"].values():
@@ -134,8 +135,8 @@ def test_the_control_may_be_left_out():
 
 def test_writing_a_default_out_does_not_matter():
     study = load_study("quickstart")
-    assert load_study(study.model_dump(mode="json")).digest == DIGEST
-    assert load_study(study.model_dump(mode="json", exclude_defaults=True)).digest == DIGEST
+    assert load_study(study.model_dump(mode="json")).digest == study.digest
+    assert load_study(study.model_dump(mode="json", exclude_defaults=True)).digest == study.digest
 
 
 def test_the_order_of_seeds_and_parts_matters():
@@ -148,4 +149,31 @@ def test_committed_records_still_belong_to_the_quickstart():
     """The digest the published records carry: if this changes, they are those of another study."""
     recorded = Path(__file__).parents[2] / "docs/results/records/quickstart"
     plan = json.loads((recorded / "plan.json").read_text())
-    assert plan["study"] == DIGEST
+    assert plan["study"] == load_study("quickstart").digest
+
+
+def test_a_field_added_later_changes_no_digest_at_its_default():
+    class Old(Strict):
+        name: str
+
+    class New(Old):
+        again: int = 0
+        LATER = frozenset({"again"})
+
+    assert digest(New(name="a")) == digest(Old(name="a"))
+    assert digest(New(name="a", again=1)) != digest(Old(name="a"))
+    assert New.model_validate_json(New(name="a").model_dump_json()) == New(name="a")
+
+
+@given(st.text())
+def test_what_cannot_be_seen_is_written_out(text):
+    shown = visible(text)
+    assert all(c in "\n\t" or (c.isprintable() or ord(c) > 0x9F) for c in shown)
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert json.loads(escaped(json.dumps(text, ensure_ascii=False))) == text
+    if text.isprintable():
+        assert visible(text) == text or max(text) >= "\u200e"
+
+
+def test_escape_sequences_are_told_by_name():
+    assert visible("a\x1b[2Jb\u202ec\r\n") == "a\\x1b[2Jb\\u202ec\\x0d\n"

@@ -238,3 +238,7 @@ def test_power_command(capsys):
     assert main(["power", "quickstart", "--breach", "2"]) == 2
     assert main(["power", "quickstart", "--at", "1000"]) == 2
     assert main(["power", "no_such_study"]) == 2
+    for option in ("--breach", "--before", "--after", "--control", "--target", "--changed", "--sd", "--seed-sd"):
+        for value in ("nan", "inf", "1e300"):
+            assert main(["power", "quickstart", option, value]) == 2
+            assert "Traceback" not in capsys.readouterr().err

@@ -12,11 +12,21 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from titer.study.base import escaped, visible
+
 if TYPE_CHECKING:
     from titer.verdicts.model import StudyVerdict
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Plain(Console):
+    """A console that no text from a study or a model can take over: control characters are written out."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(visible(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+out = _Plain(highlight=False, soft_wrap=True)
+err = _Plain(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say_error(message: str) -> None:
@@ -24,7 +34,7 @@ def say_error(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(escaped(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 @contextmanager
@@ -80,7 +90,7 @@ def verdict_blocks(verdict: StudyVerdict) -> str:
 
 
 def _title(verdict: StudyVerdict) -> str:
-    return f"{verdict.title or verdict.study}  ({verdict.grade})"
+    return visible(f"{verdict.title or verdict.study}  ({verdict.grade})")
 
 
 def print_verdict(verdict: StudyVerdict, console: Console = out) -> None:

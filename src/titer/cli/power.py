@@ -47,7 +47,7 @@ def power_command(
 ) -> None:
     """Say how many seeds, prompts and items a study needs, and how likely each verdict is under stated truths."""
     from titer.study import load_study
-    from titer.verdicts.power import Truth, power
+    from titer.verdicts.power import power, truth
 
     spec = load_study(study)
     chosen = breach if breach is not None else sorted({0.0, 0.1, spec.resistance.delta, 0.9})
@@ -56,7 +56,7 @@ def power_command(
         raise StudyError("nothing is read after the budget", field="--at", value=at,
                          expected=f"at most T = {spec.resistance.budget}", remedy="lower it")  # fmt: skip
     truths = tuple(
-        Truth(breach=b, before=before, after=after, at=step, attacks=attacks, control=control) for b in chosen
+        truth(breach=b, before=before, after=after, at=step, attacks=attacks, control=control) for b in chosen
     )
     made = power(spec, truths, target=target, changed=changed, sd=sd, seed_sd=seed_sd)
     if as_json:

@@ -201,4 +201,4 @@ def _drive(bench: Workbench, planned: Planned, quiet: bool) -> Driven:
 def _progress(quiet: bool):
     if quiet or not err.is_terminal:
         return None
-    return lambda done, total: err.print(f"\r{done}/{total} steps", end="", markup=False)
+    return lambda done, total: print(f"\r{done}/{total} steps", end="", file=err.file, flush=True)

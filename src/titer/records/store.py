@@ -245,5 +245,18 @@ class RunStore:
         path = self.transcripts / f"{digest}.jsonl"
         if not path.exists():
             return []
-        # Not splitlines(): models say U+2028 and other line ends that JSON leaves as they are.
-        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+        def damaged(cause: Exception | None = None) -> RecordError:
+            error = RecordError("a file of transcripts is damaged", field="transcripts", value=path.name, expected="one JSON object per line",
+                                remedy="delete the file; transcripts are optional, and the records stand without them")  # fmt: skip
+            error.__cause__ = cause
+            return error
+
+        try:
+            # Not splitlines(): models say U+2028 and other line ends that JSON leaves as they are.
+            rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+        except (OSError, ValueError) as error:
+            raise damaged(error) from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise damaged()
+        return rows

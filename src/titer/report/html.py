@@ -11,6 +11,7 @@ from titer.records.view import RunView
 from titer.report import answer, conditions, evidence, facts, figures, risk, words
 from titer.report import formats as f
 from titer.report.table import SIGNS, tone
+from titer.study.base import visible
 from titer.verdicts.model import StudyVerdict
 
 MAX_TRANSCRIPTS = 2000
@@ -27,6 +28,7 @@ def render_html(view: RunView, verdict: StudyVerdict, *, transcripts: Sequence[M
         loader=PackageLoader("titer.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -9,6 +9,7 @@ from titer.records.view import RunView
 from titer.report import answer, conditions, evidence, facts, risk, words
 from titer.report import formats as f
 from titer.report.table import SIGNS, Table
+from titer.study.base import visible
 from titer.verdicts.model import CandidateVerdict, StudyVerdict
 
 
@@ -45,7 +46,7 @@ def pairs_table(rows: Iterable[tuple[str, str]]) -> str:
 def render_markdown(view: RunView, verdict: StudyVerdict) -> str:
     """The whole report. Pure: the same arguments always give the same text; no absolute local path is in it."""
     blocks = [b for b in _blocks(view, f.shared(verdict)) if b]
-    return "\n\n".join(blocks) + "\n"
+    return visible("\n\n".join(blocks) + "\n")
 
 
 def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom, nct, norm
@@ -26,6 +27,14 @@ TARGET = 0.8
 """Probability of the wanted verdict that a design should reach."""
 _ROUNDS, _RESAMPLES, _SEED = 400, 1_000, 20_240_216
 _LARGEST = 20_000
+LARGEST_SPREAD = 1e3
+
+
+def truth(**fields: Any) -> Truth:
+    """A truth, its shares checked. Raises StudyError for a number that is none or out of range."""
+    for field in ("breach", "before", "after", "control"):
+        _share(float(fields.get(field, 0.0)), field)
+    return Truth(**fields)
 
 
 class Truth(Strict):
@@ -77,8 +86,19 @@ class Power(Strict):
 
 
 def _share(value: float, field: str) -> None:
-    if not 0 <= value <= 1:
+    if not 0 <= value <= 1:  # false for NaN too
         raise StudyError("not a share", field=field, value=value, expected="a number from 0 to 1", remedy="mend it")
+
+
+def _spread(value: float, field: str) -> None:
+    if not 0 <= value <= LARGEST_SPREAD:
+        raise StudyError(
+            "not a standard deviation",
+            field=field,
+            value=value,
+            expected=f"a number from 0 to {LARGEST_SPREAD:g}",
+            remedy="mend it",
+        )
 
 
 def run_chances(truth: Truth, grid: tuple[int, ...], phi: float, level: float, prompts: int, confirm: int,
@@ -165,6 +185,8 @@ def power(study: Study, truths: tuple[Truth, ...], *, target: float = TARGET, ch
     """
     for field, value in (("target", target), ("changed", changed)):
         _share(value, field)
+    for field, value in (("sd", sd), ("seed_sd", seed_sd)):
+        _spread(value, field)
     stability = (
         {b.name: _benchmark(study, b, target, changed, sd) for b in study.stability.benchmarks}
         if study.stability
