@@ -28,7 +28,7 @@ def record(seed: int = 0, **changes) -> CellRecord:
 
 def plan_of(study, seeds=(0, 1, 2)) -> Plan:
     cells = tuple(
-        Planned(digest=cell(s).digest, cell=cell(s), roles=(Role(purpose="attack", candidate="none", seed=s),), model_name="{}")
+        Planned(digest=cell(s).digest, cell=cell(s), roles=(Role(purpose="align", seed=s),), model_name="{}")
         for s in seeds
     )  # fmt: skip
     return Plan(study=study.digest, cells=cells, complete=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.errors import BusyRunError, RecordError, StorageError, UsageError
+from titer.records.agreement import disagreements
 from titer.records.model import RECORD_FORMAT, CellRecord
 from titer.records.sound import contradiction
 from titer.records.view import RunView
@@ -200,8 +201,10 @@ class RunStore:
                            remedy="give the `titer run` command again: this cell alone is done anew")  # fmt: skip
 
     def view(self) -> RunView:
-        """Study, plan and every believable record; damaged ones are set aside and named in `problems`."""
-        plan, records, problems = self.plan(), {}, []
+        """Study, plan and every believable record; damaged ones, and ones that cannot be what the plan says, are set aside and named
+        in `problems`.
+        """
+        study, plan, records, problems = self.study(), self.plan(), {}, []
         for planned in plan.cells:
             try:
                 record = self.record(planned.digest)
@@ -210,7 +213,11 @@ class RunStore:
                 continue
             if record:
                 records[planned.digest] = record
-        return RunView(study=self.study(), plan=plan, records=records, problems=tuple(problems))
+        if plan.study == study.digest:
+            for digest, why in disagreements(study, plan, records).items():
+                problems.append(f"the record {digest}.json {why}; plan.json was changed")
+                del records[digest]
+        return RunView(study=study, plan=plan, records=records, problems=tuple(problems))
 
     # -- leftovers ----------------------------------------------------------------------------------------------
 
