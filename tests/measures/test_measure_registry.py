@@ -5,16 +5,16 @@ from types import SimpleNamespace
 import pytest
 
 from titer.errors import StudyError, UnknownNameError
-from titer.measures import registry
 from titer.measures.exact_answer import ExactAnswer
 from titer.measures.registry import measures, resolve_measure
+from titer.study import plugins
 
 
 @pytest.fixture
 def plugin(monkeypatch):
     def install(name, value):
         entry = SimpleNamespace(name=name, value=f"package:{name}", load=lambda: value)
-        monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "titer.measures" else [])
+        monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == "titer.measures" else [])
         measures.cache_clear()
 
     yield install

