@@ -54,5 +54,5 @@ def test_a_plug_in_is_found(plugin):
 @pytest.mark.parametrize("value", [dict, ExactAnswer(), "a text"])
 def test_a_plug_in_that_is_no_measure(plugin, value):
     plugin("mine", value)
-    with pytest.raises(StudyError, match=r"mine is not a titer measure.*package:mine"):
+    with pytest.raises(StudyError, match=r"mine is not what its group holds.*package:mine"):
         resolve_measure("mine", {})

@@ -256,9 +256,6 @@ def _open_worker(root: Path, pools: Pools, runtime: Runtime, options: RunOptions
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    from titer.runners.workbench import keep_little_memory
-
-    keep_little_memory()
     _open_bench(root, pools, runtime, options)
 
 

@@ -34,10 +34,6 @@ PRISTINE_BYTES = 5e8
 """Memory that copies of starting models may take (on the host). A larger model is loaded anew for every cell: seconds for a quarter of the memory."""
 
 
-M_MMAP_THRESHOLD = -3
-"""glibc's number for the parameter (malloc.h)."""
-
-
 class Workbench:
     """Keeps the last few pristine models in memory, because many cells start from the same one.
 
@@ -179,12 +175,6 @@ def give_back_memory() -> None:
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library manages without
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def keep_little_memory() -> None:
-    """Make glibc give blocks from 256 KB on back to the system as soon as they are freed, instead of growing its heap: for worker processes."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
 
 
 def _start(cell: Cell) -> str:
