@@ -394,3 +394,23 @@ def test_a_defense_of_another_threat_model_is_refused(study, monkeypatch):
 @pytest.mark.parametrize("name", ["quickstart"])
 def test_built_in_studies_can_be_planned_offline(name):
     assert len(planned(load_study(name)).cells) > 50
+
+
+@pytest.mark.parametrize(
+    ("measure", "lacks"),
+    [("perplexity", "text"), ("next_token_accuracy", "text"), ("multiple_choice", "choices")],
+)
+def test_text_that_lacks_what_a_measure_needs_is_refused_before_any_work(study, measure, lacks):
+    stability = {
+        "benchmarks": [
+            {
+                "name": "b",
+                "kind": "other",
+                "margin": 0.1,
+                "measure": {"measure": measure, "part": "harmless/capability"},
+            }
+        ]
+    }
+    with pytest.raises(StudyError, match=f"{measure} needs a {lacks}") as caught:
+        planned(study(stability=stability))
+    assert "harmless/capability" in str(caught.value)

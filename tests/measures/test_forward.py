@@ -1,11 +1,18 @@
 """Likelihoods and replies in batches against one text at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from plain import answer_nll, greedy
 
 from titer.data.encoding import encode, encode_prompt
+from titer.errors import MeasureError
+from titer.measures.capability import ResponseLikelihood
+from titer.measures.compliance import ComplianceLikelihood
+from titer.measures.exact_answer import ExactAnswer
 from titer.measures.forward import answer_logprobs, generate
+from titer.measures.measure import read
 
 
 def rows_of(subject, examples, field):
@@ -82,3 +89,14 @@ def test_generation_settings_that_came_with_the_model_change_nothing(new_subject
     given = rigged.model.generation_config
     assert generate(rigged, harm[:8], 8) == expected
     assert rigged.model.generation_config is given
+
+
+def test_what_the_model_has_no_room_for_is_refused_at_once(new_subject, harm):
+    subject = new_subject()
+    most = subject.model.config.max_position_embeddings
+    long = replace(harm[0], prompt=" ".join(["dol"] * (most + 5)))
+    with pytest.raises(MeasureError, match=rf"tokens = 1[34]\d.*at most {most}"):
+        generate(subject, [harm[1], long], 4)
+    for measure in (ExactAnswer(), ComplianceLikelihood(), ResponseLikelihood()):
+        with pytest.raises(MeasureError, match="longer than the model's context"):
+            read(measure, subject, [harm[1], long], "x")

@@ -157,3 +157,9 @@ def test_an_unknown_name_without_a_near_one_says_where_to_look():
 def test_what_is_no_study_at_all(nothing):
     with pytest.raises(StudyError, match="no study"):
         load_study(nothing)
+
+
+def test_a_dictionary_from_a_plain_yaml_loader_is_the_same_study():
+    """PyYAML itself leaves 1e-3 a string."""
+    text = builtin_studies()["quickstart"]
+    assert load_study(yaml.safe_load(text)) == load_study("quickstart")

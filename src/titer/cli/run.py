@@ -30,7 +30,8 @@ def run_command(
     """Run a study to its end, judge it and write the report. The same command resumes what was interrupted."""
     from titer.study import load_study
 
-    perform(load_study(study), run or Path("runs") / Path(study).stem, reuse=reuse, workers=workers, threads=threads,
+    spec = load_study(study)
+    perform(spec, run or Path("runs") / spec.name, reuse=reuse, workers=workers, threads=threads,
             transcripts=transcripts, quiet=quiet, as_json=as_json)  # fmt: skip
 
 

@@ -27,6 +27,9 @@ class _TextMeasure(Measure):
 
     tokens: Annotated[int, Field(ge=4)] = 128
 
+    def needs(self) -> tuple[str, ...]:
+        return ("text",)
+
     def collect(self, subject: Subject, examples: Sequence[Example]) -> list[Transcript]:
         rows = []
         for example in examples:
@@ -72,6 +75,9 @@ class ResponseLikelihood(Measure):
 
     name = "response_likelihood"
 
+    def needs(self) -> tuple[str, ...]:
+        return ("prompt", "response")
+
     def facts(self) -> MeasureFacts:
         return self.declare(higher="worse", harm_construct="capability", scale="mean", unit="nats/token")
 
@@ -113,6 +119,9 @@ class MultipleChoice(Measure):
 
     options: Annotated[int, Field(ge=2)] = 2
     normalise: Literal["tokens", "none"] = "tokens"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("prompt", "choices", "answer")
 
     def facts(self) -> MeasureFacts:
         return self.declare(higher="capable", harm_construct="capability", chance=1.0 / self.options)

@@ -18,7 +18,7 @@ from titer.data.encoding import encode_prompt
 from titer.data.examples import Example
 from titer.data.respond import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, is_coherent, is_refusal
 from titer.data.subject import Subject
-from titer.measures.forward import generate
+from titer.measures.forward import generate, refuse_too_long
 from titer.measures.measure import Measure, Transcript, wrapped
 from titer.records.model import MeasureFacts
 
@@ -84,6 +84,7 @@ def opening_logprobs(
     with once each, continuing from cached keys and values. A test compares with reading everything in full.
     """
     device, pad, model = subject.device, subject.tokenizer.pad_token_id, subject.model
+    refuse_too_long(subject, max(map(len, prompts)) + max(map(len, openings)))
     shared = _common_prefix(prompts)
     stems = _stems(openings)
     width_s = max(map(len, stems), default=0)

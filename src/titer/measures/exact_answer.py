@@ -30,6 +30,9 @@ class ExactAnswer(Measure):
     reads: Literal["harm", "capability", "over_refusal"] = "capability"
     wrap: str = "{prompt}"
 
+    def needs(self) -> tuple[str, ...]:
+        return ("prompt", self.target)
+
     def facts(self) -> MeasureFacts:
         if self.reads == "harm":
             return self.declare(higher="harmful", harm_construct="exact", chance=0.0)

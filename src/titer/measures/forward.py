@@ -12,6 +12,16 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from titer.data.encoding import Encoded, collate, encode_prompt
 from titer.data.examples import Example
 from titer.data.subject import Subject
+from titer.errors import MeasureError
+
+
+def refuse_too_long(subject: Subject, tokens: int) -> None:
+    """Raises MeasureError if the model was not made for so many tokens: what it says beyond them would be read as its behaviour."""
+    most = getattr(subject.model.config, "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise MeasureError("a prompt with its answer is longer than the model's context", field="tokens", value=tokens,
+                           expected=f"at most {most}, the model's max_position_embeddings",
+                           remedy="shorten or leave out the longest prompts of the part that is read")  # fmt: skip
 
 
 def _sorted_chunks(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -23,10 +33,12 @@ def _sorted_chunks(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 def answer_logprobs(subject: Subject, rows: Sequence[Encoded]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each row (logprob_R, top_R): log p of each response token given everything before it, and whether it is the
-    most likely token there. R = number of response tokens. Teacher-forced, in fp32.
+    most likely token there. R = number of response tokens. Teacher-forced; probabilities in fp32 from logits in the
+    precision of the forward pass (bf16 under autocast, which also lets `eval_batch` move them by rounding).
     """
     results: list = [None] * len(rows)
     pad = subject.tokenizer.pad_token_id
+    refuse_too_long(subject, max((len(r.prompt) + len(r.response) for r in rows), default=0))
     for chunk in _sorted_chunks([len(r.prompt) + len(r.response) for r in rows], subject.eval_batch):
         batch = collate([rows[i] for i in chunk], pad, subject.device)
         # Only positions that predict a response token need the vocabulary projection.
@@ -78,6 +90,7 @@ def generate(subject: Subject, examples: Sequence[Example], max_new_tokens: int)
     prompts = [encode_prompt(subject.tokenizer, e) for e in examples]
     replies: list[str | None] = [None] * len(prompts)
     pad = subject.tokenizer.pad_token_id
+    refuse_too_long(subject, max(map(len, prompts), default=0) + max_new_tokens)
     for chunk in _sorted_chunks([len(p) for p in prompts], subject.eval_batch):
         width = max(len(prompts[i]) for i in chunk)
         # Left-padded: generation continues from the last column of every row.

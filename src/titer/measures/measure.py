@@ -34,6 +34,10 @@ class Measure(BaseModel, ABC):
     def facts(self) -> MeasureFacts:
         """What it measures, in which direction, with which sampling."""
 
+    def needs(self) -> tuple[str, ...]:
+        """What every example it reads must have beside a key: `prompt`, `text`, `response`, `refusal`, `choices`, `answer`."""
+        return ("prompt",)
+
     @abstractmethod
     def collect(self, subject: Subject, examples: Sequence[Example]) -> list[Transcript]:
         """One transcript per example, in order. No gradient. Raises MeasureError if an example lacks what it needs."""

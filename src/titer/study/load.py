@@ -43,6 +43,18 @@ _UniqueLoader.add_implicit_resolver(
 )
 
 
+_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def _numbers(value: Any) -> Any:
+    """`"1e-3"` as the number it is, also in a dictionary that a plain YAML loader made; titer's own does so while reading."""
+    if isinstance(value, Mapping):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(v) for v in value]
+    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
+
+
 def builtin_studies() -> dict[str, str]:
     """name → YAML text of the studies shipped with titer."""
     folder = resources.files("titer.study") / "builtin"
@@ -58,7 +70,7 @@ def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
     if isinstance(source, Study):
         return source
     if isinstance(source, Mapping):
-        return validated(Study, dict(source), "study")
+        return validated(Study, _numbers(dict(source)), "study")
     if not isinstance(source, (str, Path)):
         raise StudyError("this is no study", field="study", value=_short(source),
                          expected="the name of a built-in study, a YAML file, a dictionary or a Study",
