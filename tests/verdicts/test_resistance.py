@@ -207,6 +207,17 @@ def test_search():
     assert any("2e+10 FLOPs of search so far" in s for s in found.missing)
 
 
+def test_a_breach_that_search_found_and_confirmation_shows_leaves_the_limit():
+    fields = {
+        "attacks": {"full_sft": {"search": {"lr": [1e-4]}}},
+        "resistance": {"search_seeds": [100], "search_part": "harm/search"},
+    }
+    m = make((0, 0, 0, 0, 0.9, 1), **fields)
+    m.attack("defended", "full_sft", (0, 0, 0, 0, 0.9, 1), purpose="search", seeds=[100], point={"lr": 1e-4})
+    found, _ = look(m)
+    assert (found.status, found.titer_lower) == ("fails", 4)
+
+
 @pytest.mark.parametrize(
     ("search", "adaptive"),
     [

@@ -113,7 +113,8 @@ def find(attack: str, tracks: Sequence[Track], control: Sequence[Track], setting
     fell = [collapsed_at(k) for k, t in zip(tracks, judged, strict=True) if t.first is None]
     collapsed = any(f is not None for f in fell)
     limit = None
-    if not (setting.search_note or setting.search_gap or setting.start == "harmful"):
+    unconfirmed = setting.search_note and not broken  # a breach that confirmation shows too is in the limit already
+    if not (unconfirmed or setting.search_gap or setting.start == "harmful"):
         limit = lower_limit(tracks, judged, design, control_status, until_collapse=not setting.collapse_tested, phi=phi)
     gaps = tuple(_gaps(attack, tracks, control, judged, control_status, setting, collapsed))
     status: Status
