@@ -21,6 +21,7 @@ from titer.data.subject import Subject
 from titer.engine.checkpoint import Rolling
 from titer.engine.environment import environment
 from titer.engine.meter import Meter
+from titer.errors import RunError
 from titer.measures.measure import Measure, read
 from titer.methods.method import Method, MethodData, Run, StepLog
 from titer.records.bounds import bounds
@@ -152,7 +153,7 @@ class _Still:
         self.model = model
 
     def step(self) -> StepLog:
-        raise NotImplementedError("a cell without a method has no steps")
+        raise RunError("a cell without a method has no steps", field="cell.steps", remedy="plan it with steps: 0")
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -192,8 +192,7 @@ class _Planner:
             return candidate.model, None
         if candidate.defense is None:
             return base
-        data = candidate.data or self.study.defense_data
-        assert data is not None  # the study was refused otherwise
+        data = candidate.data or self.study.defense_data or DataUse()  # a study without any is refused before
         stage = Stage(method=candidate.defense, data=data, steps=candidate.steps, seed=candidate.seed)
         role = Role(purpose="defense", candidate=candidate.name, seed=candidate.seed, defended_on=group)
         return self._building(base, stage, role, f"candidates.{candidate.name}", domains)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from titer.study.spec import CONTROL
-from titer.verdicts.attack import per_seed
+from titer.verdicts.draws import per_seed
 from titer.verdicts.evidence import Evidence
 from titer.verdicts.model import Factor, Interval
 from titer.verdicts.seeds import order_limits, quantile_interval

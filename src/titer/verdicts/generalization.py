@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from titer.study.spec import CONTROL, DataUse
-from titer.verdicts.attack import breaks_control, covered, lower_limit, per_seed
+from titer.verdicts.attack import lower_limit
+from titer.verdicts.draws import breaks_control, covered, per_seed
 from titer.verdicts.evidence import Design, Evidence
 from titer.verdicts.model import AttackVerdict, Generalization, MatrixCell, Status
 from titer.verdicts.seeds import holm, no_breach_p, required_seeds
