@@ -140,7 +140,7 @@ class _Planner:
         address, names = part or use.part, tuple(domains) if domains is not None else use.domains
         limit = use.limit and min(use.limit, len(self.pools.part(address, names)))
         text = self._part(address, names, limit)
-        for need in measure.needs():
+        for need in measure.needed():
             if any(getattr(e, need) in (None, "", ()) for e in self.pools.part(address, names)):
                 raise StudyError(f"{use.measure} needs a {need} in every example it reads", field=label, value=address,
                                  expected=f"a part whose examples have a {need}", remedy="name another part or another measure")  # fmt: skip

@@ -27,7 +27,7 @@ class _TextMeasure(Measure):
 
     tokens: Annotated[int, Field(ge=4)] = 128
 
-    def needs(self) -> tuple[str, ...]:
+    def needed(self) -> tuple[str, ...]:
         return ("text",)
 
     def collect(self, subject: Subject, examples: Sequence[Example]) -> list[Transcript]:
@@ -75,7 +75,7 @@ class ResponseLikelihood(Measure):
 
     name = "response_likelihood"
 
-    def needs(self) -> tuple[str, ...]:
+    def needed(self) -> tuple[str, ...]:
         return ("prompt", "response")
 
     def facts(self) -> MeasureFacts:
@@ -120,7 +120,7 @@ class MultipleChoice(Measure):
     options: Annotated[int, Field(ge=2)] = 2
     normalise: Literal["tokens", "none"] = "tokens"
 
-    def needs(self) -> tuple[str, ...]:
+    def needed(self) -> tuple[str, ...]:
         return ("prompt", "choices", "answer")
 
     def facts(self) -> MeasureFacts:

@@ -30,7 +30,7 @@ class ExactAnswer(Measure):
     reads: Literal["harm", "capability", "over_refusal"] = "capability"
     wrap: str = "{prompt}"
 
-    def needs(self) -> tuple[str, ...]:
+    def needed(self) -> tuple[str, ...]:
         return ("prompt", self.target)
 
     def facts(self) -> MeasureFacts:

@@ -34,7 +34,7 @@ class Measure(BaseModel, ABC):
     def facts(self) -> MeasureFacts:
         """What it measures, in which direction, with which sampling."""
 
-    def needs(self) -> tuple[str, ...]:
+    def needed(self) -> tuple[str, ...]:
         """What every example it reads must have beside a key: `prompt`, `text`, `response`, `refusal`, `choices`, `answer`."""
         return ("prompt",)
 
