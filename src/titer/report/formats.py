@@ -11,7 +11,7 @@ from titer.verdicts.model import Interval, StudyVerdict, Trajectory
 
 ABSENT = "—"
 MINUS = "\u2212"
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # At least two components, so that `pool/part` and `1/2` stay; not inside a URL or a longer word.
 _LOCAL_PATH = re.compile(r"(?<![\w./~-])(?:~|\b[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:|<>]+[/\\])+([^\s/\\'\",;:|<>]*)")
 
@@ -57,7 +57,7 @@ def percent(value: float | None, places: int = 0) -> str:
 def scientific(value: float, digits: int = 3) -> str:
     """1.25 × 10⁶."""
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{_minus(mantissa)}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return f"{_minus(mantissa)}\u00a0×\u00a010{str(int(exponent)).translate(SUPERSCRIPT)}"
 
 
 def engineering(value: float | None, unit: str = "", digits: int = 3) -> str:
@@ -73,7 +73,7 @@ def engineering(value: float | None, unit: str = "", digits: int = 3) -> str:
         return number(value, digits) + tail
     mantissa = value / 10.0**power
     places = max(0, digits - 1 - math.floor(math.log10(abs(mantissa))))
-    return f"{_minus(f'{mantissa:.{places}f}')}\u00a0×\u00a010{str(power).translate(_SUPERSCRIPT)}{tail}"
+    return f"{_minus(f'{mantissa:.{places}f}')}\u00a0×\u00a010{str(power).translate(SUPERSCRIPT)}{tail}"
 
 
 def flops(value: float | None) -> str:
