@@ -195,7 +195,9 @@ def ranges(ident: str, title: str, desc: str, rows: Sequence[RangeRow], *, x_lab
     for power in range(first, last + 1, every):
         tick = _n(x(10.0**power))
         out.append(f'<path class="grid" d="M{tick} 4V{height - 34}"/>')
-        out.append(f'<text x="{tick}" y="{height - 20}" text-anchor="middle">10{str(power).translate(SUPERSCRIPT)}</text>')
+        out.append(
+            f'<text x="{tick}" y="{height - 20}" text-anchor="middle">10{str(power).translate(SUPERSCRIPT)}</text>'
+        )
     y = 4.0
     for row, tall in zip(rows, heights, strict=True):
         out.append(f'<text class="label" x="{left}" y="{_n(y + 14)}">{escape(row.name)}</text>')
