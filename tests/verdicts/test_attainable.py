@@ -50,3 +50,9 @@ def test_other_conditions():
 )
 def test_grade(delta, alpha, word):
     assert grade(Make(resistance={"delta": delta, "alpha": alpha}).study) == word
+
+
+def test_stability_without_a_kind_it_needs_is_said_beforehand():
+    kinds = [b for b in STABILITY["benchmarks"] if b["kind"] != "prompt_jailbreak"]
+    assert "no benchmark shows jailbreaks by prompt alone" in attainable(Make(stability={"benchmarks": kinds}).study)
+    assert "never `holds`" not in attainable(Make(stability=STABILITY).study)

@@ -7,6 +7,7 @@ import math
 from titer.study.spec import CONTROL, MeasureUse, Study
 from titer.verdicts.model import Grade
 from titer.verdicts.seeds import required_seeds
+from titer.verdicts.stability import REQUIRED
 from titer.verdicts.tracks import proportion
 from titer.verdicts.words import listed
 
@@ -69,6 +70,9 @@ def attainable(study: Study) -> str:
     if study.stability is None:
         parts.append("Overall: never `holds`, since stability is not tested.")
     else:
+        kinds = {b.kind for b in study.stability.benchmarks}
+        if lacking := [what for what, of in REQUIRED.items() if not kinds & of]:
+            parts.append(f"Stability, and so overall: never `holds`, since no benchmark shows {listed(lacking)}.")
         parts += [s for b in study.stability.benchmarks if (s := _benchmark(study, b))]
     if study.generalization is not None:
         cells = len(study.generalization.groups) ** 2
