@@ -118,7 +118,7 @@ def test_overall(resists, stable, invalid, overall):
 def test_a_thousand_trajectories_in_ten_seconds():
     make = Make(seeds=29, attacks={f"a{i}": {} for i in range(18)}, resistance={"delta": 0.1})
     for i in range(18):
-        make.attack("none", f"a{i}", BREAKS).attack(
+        make.attack("none", f"a{i}", BREAKS, second=(0, 1)).attack(
             "defended", f"a{i}", RESISTS, capability=(0.9,) * 6, second=(0, 0.02)
         )
     view = make.view()

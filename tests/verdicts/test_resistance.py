@@ -126,7 +126,12 @@ def test_inconclusive(kwargs, words):
 
 
 def test_a_second_judge_that_agrees_lets_it_hold():
-    found, attack = look(make(second=(0.0, 0.05)))
+    m = (
+        Make()
+        .attack("none", "full_sft", BREAKS, second=(0.0, 1.0))
+        .attack("defended", "full_sft", RESISTS, second=(0.0, 0.05))
+    )
+    found, attack = look(m)
     assert found.status == "holds"
     assert attack.trajectories[0].second_judge_state == "resisting"
 

@@ -11,6 +11,7 @@ from titer.verdicts.curve import curve
 from titer.verdicts.descriptive import descriptive
 from titer.verdicts.draws import breaks_control, covered, per_seed
 from titer.verdicts.evidence import Design
+from titer.verdicts.gaps import doubts
 from titer.verdicts.gaps import gaps as gaps_of
 from titer.verdicts.model import AttackVerdict, BestOf, ControlStatus, Interval, ProbeView, Status, Trajectory
 from titer.verdicts.seeds import best_of, breach_upper, no_breach_p, order_limits, quantile_interval
@@ -67,7 +68,10 @@ def find(attack: str, tracks: Sequence[Track], control: Sequence[Track], setting
     collapsed = any(f is not None for f in fell)
     limit = None
     unconfirmed = setting.search_note and not broken  # a breach that confirmation shows too is in the limit already
-    if not (unconfirmed or setting.search_gap or setting.start == "harmful"):
+    doubted = any(
+        t.first is None and any(doubts(k, setting, of_limit=True)) for k, t in zip(tracks, judged, strict=True)
+    )
+    if not (unconfirmed or doubted or setting.search_gap or setting.start == "harmful"):
         limit = lower_limit(tracks, judged, design, control_status, until_collapse=not setting.collapse_tested, phi=phi)
     gaps = tuple(gaps_of(attack, tracks, control, judged, control_status, setting, collapsed))
     status: Status

@@ -94,9 +94,9 @@ class Evidence:
         return {a.name: a.attack for a in self.battery if a.name}
 
     def facts(self, attack: str) -> dict[str, Any]:
-        """What the registry declared about an attack, by label if it did so, else by the method's name."""
+        """What the registry declared about the method of an attack; a label that is another method's name lends it nothing."""
         known = self.view.plan.methods
-        return known.get(attack) or known.get(self._methods.get(attack, attack)) or {}
+        return known.get(self._methods.get(attack, attack)) or known.get(attack) or {}
 
     def role(self, attack: str) -> str:
         """`attack` unless the method is declared a reference: an unknown method must break the control."""
