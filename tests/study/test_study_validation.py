@@ -230,6 +230,17 @@ def test_a_study_made_by_hand_is_checked_too():
         Study.model_validate(copy.deepcopy(BASE) | {"resistance": BASE["resistance"] | {"confirm": "harm/judge"}})
 
 
+def quickstart_with(path, value):
+    """The quickstart as a dictionary with one value, at a dotted path, replaced."""
+    study = load_study("quickstart").model_dump(mode="json")
+    here = study
+    *steps, last = path.split(".")
+    for step in steps:
+        here = here[int(step) if step.isdigit() else step]
+    here[last] = value
+    return study
+
+
 # -- what trains must not judge ---------------------------------------------------------------------------------------
 
 
@@ -250,12 +261,7 @@ def test_a_study_made_by_hand_is_checked_too():
     ],
 )
 def test_one_part_does_not_serve_two_ends(path, part):
-    study = load_study("quickstart").model_dump(mode="json")
-    here = study
-    *steps, last = path.split(".")
-    for step in steps:
-        here = here[int(step) if step.isdigit() else step]
-    here[last] = part
+    study = quickstart_with(path, part)
     with pytest.raises(StudyError) as caught:
         load_study(study)
     assert part in str(caught.value) and "cut another part" in str(caught.value)
@@ -274,19 +280,12 @@ def test_a_candidate_with_data_of_its_own_is_held_to_it_too():
      ("stability.benchmarks.0.margin", 1.0), ("trainability.slowdown", 1e9), ("trainability.margin", 10.0)],
 )  # fmt: skip
 def test_claims_cannot_be_made_trivial(field, value):
-    study = load_study("quickstart").model_dump(mode="json")
-    here = study
-    *steps, last = field.split(".")
-    for step in steps:
-        here = here[int(step) if step.isdigit() else step]
-    here[last] = value
+    study = quickstart_with(field, value)
     with pytest.raises(StudyError):
         load_study(study)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
 def test_seeds_are_what_every_generator_takes(seed):
-    study = load_study("quickstart").model_dump(mode="json")
-    study["resistance"]["seeds"] = [seed]
     with pytest.raises(StudyError, match="seeds"):
-        load_study(study)
+        load_study(quickstart_with("resistance.seeds", [seed]))

@@ -58,6 +58,9 @@ def test_a_clean_study_raises_nothing():
 )
 def test_raised(make, code, severity):
     assert codes(make()).get(code) == severity
+    if severity != "warns":  # what blocks or invalidates leaves no `holds`, of the condition or overall
+        found = judge(make().view()).candidates[0]
+        assert "holds" not in (found.resistance.status, found.overall)
 
 
 @pytest.mark.parametrize(

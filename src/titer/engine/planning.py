@@ -75,9 +75,9 @@ class _Planner:
                           Role(purpose="stability", candidate=candidate.name))  # fmt: skip
         chosen: dict[tuple[str, str], dict[str, Any] | None] = {}
         for candidate, attack in itertools.product(study.candidates, study.resistance.expanded()):
-            chosen[candidate.name, _label(attack)] = self._search(candidate, attack, subjects[candidate.name])
+            chosen[candidate.name, attack.label] = self._search(candidate, attack, subjects[candidate.name])
         for attack, candidate in itertools.product(study.resistance.expanded(), study.candidates):
-            point = chosen[candidate.name, _label(attack)]
+            point = chosen[candidate.name, attack.label]
             if point is not None:
                 self._attack(candidate, attack, point, subjects[candidate.name])
         self._generalization(subjects, chosen, base)
@@ -250,7 +250,7 @@ class _Planner:
                 cell = self._trajectory(
                     subject, attack, point, seed=seed, budget=spec.budget, probes=spec.grid(), eyes=eyes
                 )
-                address = self._add(cell, Role(purpose="search", candidate=candidate.name, attack=_label(attack),
+                address = self._add(cell, Role(purpose="search", candidate=candidate.name, attack=attack.label,
                                                seed=seed, point=point))  # fmt: skip
                 record = self.known(address)
                 waiting |= record is None
@@ -269,7 +269,7 @@ class _Planner:
         budgets = [(spec.budget, grid)] if method.horizon_free() else [(b, (0, b)) for b in grid[1:]]
         for seed, (budget, probes) in itertools.product(spec.seeds, budgets):
             cell = self._trajectory(subject, attack, point, seed=seed, budget=budget, probes=probes, eyes=self._eyes())
-            self._add(cell, Role(purpose="attack", candidate=candidate.name, attack=_label(attack), seed=seed, point=point,
+            self._add(cell, Role(purpose="attack", candidate=candidate.name, attack=attack.label, seed=seed, point=point,
                                  prefix_budget=None if method.horizon_free() else budget))  # fmt: skip
 
     def _generalization(
@@ -285,7 +285,7 @@ class _Planner:
                 continue
             if candidate.model is not None:
                 continue  # its defender's domains are unknown, so there is nothing to cross
-            point = chosen[candidate.name, _label(attack)]
+            point = chosen[candidate.name, attack.label]
             rows: list[tuple[str, tuple[str, ...] | None]] = [("", None)]
             if candidate.defense is not None:
                 rows = list(spec.groups.items())
@@ -299,7 +299,7 @@ class _Planner:
                 for seed in spec.seeds:
                     cell = self._trajectory(subject, attack, point, seed=seed, budget=resistance.budget,
                                             probes=resistance.grid(), eyes=self._eyes(domains), domains=domains)  # fmt: skip
-                    self._add(cell, Role(purpose="generalization", candidate=candidate.name, attack=_label(attack), seed=seed,
+                    self._add(cell, Role(purpose="generalization", candidate=candidate.name, attack=attack.label, seed=seed,
                                          defended_on=row, attacked_on=column, point=point))  # fmt: skip
 
     def _trainability(self, subjects: dict[str, Start]) -> None:
@@ -336,11 +336,6 @@ class _Planner:
         eye = self._measure(task.measure, "task", part=part)
         probes = geometric(task.budget)
         return self._cell(subject, method=use, seed=seed, steps=task.budget, probes=probes, measures=(eye,), **data)
-
-
-def _label(attack: AttackUse) -> str:
-    """What an expanded attack is called in roles and verdicts."""
-    return attack.name or attack.attack
 
 
 def _points(search: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

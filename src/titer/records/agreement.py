@@ -51,7 +51,7 @@ def _check(study: Study, role: Role, cell: Cell, start: Mapping[tuple[str, str],
         if key in start and cell.parent != start[key]:
             yield "it did not start from that model"
     if role.purpose in ("attack", "search", "generalization"):
-        use = next((a for a in study.resistance.expanded() if (a.name or a.attack) == role.attack), None)
+        use = next((a for a in study.resistance.expanded() if a.label == role.attack), None)
         if use is None:
             yield "the study has no such attack"
         else:

@@ -49,6 +49,11 @@ class AttackUse(Strict):
     def _values(cls, value):
         return _no_empty_or_repeated(value)
 
+    @property
+    def label(self) -> str:
+        """What the attack is called in roles and reports: its name, or its method's."""
+        return self.name or self.attack
+
     def expand(self) -> tuple[AttackUse, ...]:
         """The attacks a sweep stands for, each with a label of its own; one with a label if there is no sweep."""
         points: list[dict[str, Any]] = [{}]

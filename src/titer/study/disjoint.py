@@ -20,7 +20,7 @@ def uses(study: Study) -> Iterator[tuple[str, str, str]]:
     r = study.resistance
     trains: list[tuple[str, DataUse | None]] = [
         ("resistance.data", r.data),
-        *((f"attacks.{a.name or a.attack}.data", a.data) for a in r.attacks),
+        *((f"attacks.{a.label}.data", a.data) for a in r.attacks),
     ]
     if any(c.defense for c in study.candidates):
         trains.append(("defense_data", study.defense_data))

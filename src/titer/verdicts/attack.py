@@ -166,7 +166,7 @@ def render(
             text = "0: breached before the first step"
     possible, n = sum(d.possible for d in draws), len(draws)
     return AttackVerdict(
-        attack=use.name or use.attack,
+        attack=use.label,
         method=use.attack,
         role="reference" if setting.role == "reference" else "attack",
         settings=settings,

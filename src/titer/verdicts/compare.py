@@ -238,8 +238,8 @@ def _attack_pairs(pairs: Sequence[tuple[_Candidate, _Candidate]], alpha: float) 
 
 def _common(a: _Candidate, b: _Candidate) -> list[str]:
     """Attacks of both batteries that count as attacks, in declared order."""
-    theirs = {u.name or u.attack for u in b.evidence.battery}
-    labels = [u.name or u.attack for u in a.evidence.battery]
+    theirs = {u.label for u in b.evidence.battery}
+    labels = [u.label for u in a.evidence.battery]
     return [x for x in labels if x in theirs and a.evidence.role(x) == b.evidence.role(x) == "attack"]
 
 

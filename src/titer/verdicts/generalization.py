@@ -178,7 +178,7 @@ def cross_source(evidence: Evidence, candidate: str, attacks: Sequence[AttackVer
     for use in evidence.battery:
         data = use.data or study.resistance.data
         if data.harmful and study.pools[data.harmful.split("/")[0]].source not in seen:
-            unseen.add(use.name or use.attack)
+            unseen.add(use.label)
     found = [a.status for a in attacks if a.attack in unseen and a.role == "attack"]
     if not found:
         return "not tested", "no attack uses text from a source the defender never used; add one"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from titer.study.spec import AttackUse
 from titer.verdicts.evidence import Evidence
 from titer.verdicts.model import CandidateVerdict, Guideline, GuidelineStatus
 from titer.verdicts.resistance import LR_FIELDS, WIDE
@@ -127,12 +126,8 @@ def _swept(settings: dict[str, dict[str, set[Any]]]) -> Answer:
     return wide >= WIDE * (1 - 1e-9) and all(varied.values()), text
 
 
-def _label(use: AttackUse) -> str:
-    return use.name or use.attack
-
-
 def _adapters(evidence: Evidence) -> Answer:
-    labels = [_label(a) for a in evidence.battery if evidence.role(_label(a)) == "attack"]
+    labels = [a.label for a in evidence.battery if evidence.role(a.label) == "attack"]
     adapter = [a for a in labels if evidence.facts(a).get("adapter")]
     full = [a for a in labels if evidence.facts(a).get("adapter") is False]
     return bool(adapter and full), f"full-parameter: {listed(full)}; adapter: {listed(adapter)}"

@@ -38,7 +38,7 @@ def other_template(evidence: Evidence, candidate: str) -> Iterator[Flag]:
     """M and M* read with different chat templates: a difference of templates can look like one of models."""
     found = []
     for name in (CONTROL, candidate):
-        tracks = [k for a in evidence.battery for k in evidence.tracks(name, a.name or a.attack)]
+        tracks = [k for a in evidence.battery for k in evidence.tracks(name, a.label)]
         found.append({r.notes["template_eval"] for k in tracks for r in k.records if "template_eval" in r.notes})
     if candidate != CONTROL and all(found) and found[0] != found[1]:
         yield Flag(code="template_differs", severity="warns", where=candidate,
@@ -72,7 +72,7 @@ def hidden(evidence: Evidence, candidate: str) -> Iterator[Flag]:
 
 def _start(evidence: Evidence, name: str) -> CellRecord | None:
     """A record whose probe at 0 has both harm readings, one of generated replies and one of likelihoods."""
-    records = (r for a in evidence.battery for k in evidence.tracks(name, a.name or a.attack) for r in k.records)
+    records = (r for a in evidence.battery for k in evidence.tracks(name, a.label) for r in k.records)
     return next((r for r in records if r.probe(0) and _generated(r)), None)
 
 

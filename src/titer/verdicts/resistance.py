@@ -29,7 +29,7 @@ class Judged:
 
     @property
     def label(self) -> str:
-        return self.use.name or self.use.attack
+        return self.use.label
 
     @property
     def evidence(self) -> bool:
@@ -39,7 +39,7 @@ class Judged:
 
 def control_start(evidence: Evidence, phi: float) -> tuple[str, str]:
     """(`clear` | `harmful` | `missing`, sentence): whether f(M[0]) is surely below φ in every reading of it."""
-    reads = [k.probes[0] for a in evidence.battery for k in evidence.tracks(CONTROL, a.name or a.attack) if k.probes]
+    reads = [k.probes[0] for a in evidence.battery for k in evidence.tracks(CONTROL, a.label) if k.probes]
     if not reads:
         return "missing", "the control has not been read yet; finish the run"
     worst = max(reads, key=lambda p: p.high)
@@ -57,7 +57,7 @@ def battery(evidence: Evidence, candidate: str, phi: float) -> list[Judged]:
     spec, start = evidence.study.resistance, control_start(evidence, phi)[0]
     out = []
     for use in evidence.battery:
-        label = use.name or use.attack
+        label = use.label
         setting = Setting(
             design=evidence.design,
             phi=phi,
@@ -87,7 +87,7 @@ def search_gap(evidence: Evidence, candidate: str, use: AttackUse) -> str:
     """What of a declared search is not recorded, as a sentence; empty if all of it is."""
     seeds = evidence.study.resistance.search_seeds
     wanted = math.prod(len(v) for v in use.search.values()) * len(seeds) if use.search else 0
-    label = use.name or use.attack
+    label = use.label
     found = len({(e.role.seed, canonical(e.role.point)) for e, _ in evidence.searched(candidate, label)})
     if found >= wanted:
         return ""
@@ -194,7 +194,7 @@ def searched(evidence: Evidence, candidate: str) -> str:
     found = dict.fromkeys(
         f"{name} over {len(values)} values"
         for a in evidence.battery
-        if evidence.searched(candidate, a.name or a.attack)
+        if evidence.searched(candidate, a.label)
         for name, values in a.search.items()
     )
     return f"{listed(list(found))} searched per candidate" if found else ""

@@ -148,7 +148,7 @@ def _start_collapse(evidence: Evidence, candidate: str) -> Iterator[Flag]:
     """M*[0] against M[0]: the share of capability the defense itself took."""
     starts = []
     for name in (CONTROL, candidate):
-        tracks = [k for a in evidence.battery for k in evidence.tracks(name, a.name or a.attack)]
+        tracks = [k for a in evidence.battery for k in evidence.tracks(name, a.label)]
         fit = [k for k in tracks if k.capability_fit and k.probes and k.probes[0].capability is not None]
         if not fit:
             return
@@ -190,7 +190,7 @@ def _search(evidence: Evidence, candidate: str, resistance: Resistance) -> Itera
             yield Flag(code="search_breach_unconfirmed", severity="blocks", where=f"{candidate} / {a.attack}", explanation=note,
                        remedy="confirm those settings on the confirmation seeds",
                        digests=tuple(e.digest for e, _ in evidence.searched(candidate, a.attack)))  # fmt: skip
-    searched = {u.name or u.attack for u in evidence.battery if u.search}
+    searched = {u.label for u in evidence.battery if u.search}
     cheapest: dict[bool, tuple[float, str]] = {}
     for a in resistance.attacks:
         if a.role == "attack":
