@@ -1,10 +1,11 @@
-"""Overhead of the engine against a bare PyTorch loop that does the same optimizer steps, probes excluded.
+"""Overhead of the engine against a bare PyTorch loop that does the same optimizer steps, probes
+excluded.
 
     python benchmarks/engine_overhead.py [--model tiny|smollm2|both] [--blocks 20] [--steps 64] [--write FILE]
 
-The two are interleaved in blocks of one process, in alternating order, and compared block by block: absolute times are
-noise, their ratio is not. Prints the median ratio with a 95 % bootstrap interval over blocks; --write makes a Markdown
-page of it.
+The two are interleaved in blocks of one process, in alternating order, and compared block by block:
+absolute times are noise, their ratio is not. Prints the median ratio with a 95 % bootstrap interval
+over blocks; --write makes a Markdown page of it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import torch
 from torch.nn import functional
 
 from titer.assets.models import load_model
+from titer.data.bundle import ModelBundle
 from titer.data.examples import Example
 from titer.data.sources import load_source
-from titer.data.subject import Subject
-from titer.engine.drive import drive
 from titer.engine.environment import environment
+from titer.engine.run_cell import run_cell
 from titer.methods.attacks.full_sft import FullSFT
 from titer.methods.method import MethodData
 from titer.methods.runs import Batches
@@ -53,16 +54,34 @@ class Work:
 
 
 WORKS = {
-    "tiny": Work("tiny", ModelRef(source="tiny", name="aligned"), "tiny_world", {"group": "harm", "count": 240},
-                 batch_size=16, max_length=32, precision="fp32", steps=64),
-    "smollm2": Work("smollm2", ModelRef(source="package", name="smollm2-135m-instruct"), "alpaca", {"max_chars": 300},
-                    batch_size=4, max_length=64, precision="bf16_autocast", steps=2),
-}  # fmt: skip
+    "tiny": Work(
+        "tiny",
+        ModelRef(source="tiny", name="aligned"),
+        "tiny_world",
+        {"group": "harm", "count": 240},
+        batch_size=16,
+        max_length=32,
+        precision="fp32",
+        steps=64,
+    ),
+    "smollm2": Work(
+        "smollm2",
+        ModelRef(source="package", name="smollm2-135m-instruct"),
+        "alpaca",
+        {"max_chars": 300},
+        batch_size=4,
+        max_length=64,
+        precision="bf16_autocast",
+        steps=2,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Result:
-    """Overhead of the engine over blocks: median ratio with its interval, and the seconds of a step of either."""
+    """Overhead of the engine over blocks: median ratio with its interval, and the seconds of a step
+    of either.
+    """
 
     work: Work
     steps: int
@@ -76,23 +95,31 @@ class Result:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return (f"{self.work.model}: engine / bare loop = {self.median:.3f}, 95 % interval [{low:.3f}, {high:.3f}], "
-                f"{len(self.ratios)} blocks of {self.steps} steps")  # fmt: skip
+        return (
+            f"{self.work.model}: engine / bare loop = {self.median:.3f}, 95 % interval [{low:.3f}, {high:.3f}], "
+            f"{len(self.ratios)} blocks of {self.steps} steps"
+        )
 
 
-def bare(subject: Subject, examples: tuple[Example, ...], method: FullSFT, steps: int) -> float:
-    """Seconds of a plain loop: the same batches, AdamW, clipping, and the loss and gradient norm read every step."""
-    batches = Batches.of(subject, examples, "response", batch_size=method.batch_size, seed=0)
-    model = subject.model.requires_grad_(True)
+def bare(bundle: ModelBundle, examples: tuple[Example, ...], method: FullSFT, steps: int) -> float:
+    """Seconds of a plain loop: the same batches, AdamW, clipping, and the loss and gradient norm
+    read every step.
+    """
+    batches = Batches.of(bundle, examples, "response", batch_size=method.batch_size, seed=0)
+    model = bundle.model.requires_grad_(True)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=method.lr, weight_decay=0.0, fused=True)
     begun = time.perf_counter()
     for step in range(steps):
         model.train()
         batch = batches(step)
-        with subject.autocast():
-            logits = model(input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False).logits
-            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels_BT[:, 1:].flatten())
+        with bundle.autocast():
+            logits = model(
+                input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False
+            ).logits
+            loss = functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), batch.labels_BT[:, 1:].flatten()
+            )
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, method.clip_norm)
         optimizer.step()
@@ -101,13 +128,23 @@ def bare(subject: Subject, examples: tuple[Example, ...], method: FullSFT, steps
     return time.perf_counter() - begun
 
 
-def engine(subject: Subject, examples: tuple[Example, ...], method: FullSFT, steps: int) -> float:
-    """Seconds the engine takes for all steps, everything it does between them included; encoding of text is not."""
+def engine(
+    bundle: ModelBundle, examples: tuple[Example, ...], method: FullSFT, steps: int
+) -> float:
+    """Seconds the engine takes for all steps, everything it does between them included; encoding of
+    text is not.
+    """
     marks: list[float] = []
-    driven = drive(Cell(model="benchmark", steps=steps), method, subject, MethodData(harmful=examples), [],
-                   progress=lambda done, total: marks.append(time.perf_counter()))  # fmt: skip
+    result = run_cell(
+        Cell(model="benchmark", steps=steps),
+        method,
+        bundle,
+        MethodData(harmful=examples),
+        [],
+        progress=lambda done, total: marks.append(time.perf_counter()),
+    )
     end = time.perf_counter()
-    if driven.record.cost.steps != steps:
+    if result.record.cost.steps != steps:
         raise SystemExit("the engine did not do all steps")
     return end - marks[0]
 
@@ -118,20 +155,31 @@ def measure(work: Work, blocks: int, steps: int) -> Result:
     examples = load_source(work.source, work.options).examples[:240]
     method = FullSFT(lr=1e-4, batch_size=work.batch_size)
 
-    def subject() -> Subject:
-        return Subject(model=copy.deepcopy(loaded.model), tokenizer=loaded.tokenizer, device=torch.device("cpu"),
-                       precision=work.precision, max_length=work.max_length)  # fmt: skip
+    def bundle() -> ModelBundle:
+        return ModelBundle(
+            model=copy.deepcopy(loaded.model),
+            tokenizer=loaded.tokenizer,
+            device=torch.device("cpu"),
+            precision=work.precision,
+            max_length=work.max_length,
+        )
 
     seconds = np.zeros((blocks + 1, 2))
     for block in range(blocks + 1):
         pair = [(engine, 0), (bare, 1)] if block % 2 else [(bare, 1), (engine, 0)]
         for run, place in pair:
-            seconds[block, place] = run(subject(), examples, method, steps)
+            seconds[block, place] = run(bundle(), examples, method, steps)
     ratios = seconds[1:, 0] / seconds[1:, 1]
     draws = np.random.default_rng(0).choice(ratios, size=(10_000, blocks))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
     each = np.median(seconds[1:], axis=0) / steps
-    return Result(work, steps, tuple(ratios.tolist()), (float(low), float(high)), (float(each[0]), float(each[1])))
+    return Result(
+        work,
+        steps,
+        tuple(ratios.tolist()),
+        (float(low), float(high)),
+        (float(each[0]), float(each[1])),
+    )
 
 
 def page(results: list[Result]) -> str:
@@ -174,7 +222,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=(*WORKS, "both"), default="tiny")
     parser.add_argument("--blocks", type=int, default=20)
-    parser.add_argument("--steps", type=int, help="optimizer steps of a block; by default 64 for tiny, 2 for smollm2")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="optimizer steps of a block; by default 64 for tiny, 2 for smollm2",
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the result as Markdown")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,6 @@
-"""A study from Python: run it, judge it, write the report. Run again, it resumes; finished cells are not done again."""
+"""A study from Python: run it, judge it, write the report. Run again, it resumes; finished cells
+are not done again.
+"""
 
 import sys
 

@@ -1,9 +1,11 @@
-"""The releaser's case from Python: M and M* are two model directories (or hub:ORG/NAME); may M* be said to resist?
+"""The releaser's case from Python: M and M* are two model directories (or hub:ORG/NAME); may M* be
+said to resist?
 
     python examples/two_models.py M M_STAR attack.jsonl prompts.jsonl benign.jsonl runs/mine
 
-attack and benign: one {"prompt": …, "response": …} per line; prompts: one {"prompt": …} per line, asked of the attacked
-model and never trained on. `titer evaluate` does the same from the command line.
+attack and benign: one {"prompt": …, "response": …} per line; prompts: one {"prompt": …} per line,
+asked of the attacked model and never trained on. `titer evaluate` does the same from the command
+line.
 """
 
 import sys
@@ -13,9 +15,23 @@ import titer
 from titer.study.releaser import releaser_study
 
 
-def main(model: str, candidate: str, attack: str, prompts: str, benign: str, directory: str, **options: Any) -> None:
-    study = releaser_study(model=model, candidates=[candidate], attack_data=attack, eval_prompts=prompts,
-                           benign_data=benign, **options)  # fmt: skip
+def main(
+    model: str,
+    candidate: str,
+    attack: str,
+    prompts: str,
+    benign: str,
+    directory: str,
+    **options: Any,
+) -> None:
+    study = releaser_study(
+        model=model,
+        candidates=[candidate],
+        attack_data=attack,
+        eval_prompts=prompts,
+        benign_data=benign,
+        **options,
+    )
     titer.run(study, directory)
     verdict = titer.judge(directory)
     resistance = verdict.candidates[0].resistance

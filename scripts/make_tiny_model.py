@@ -2,13 +2,16 @@
 
     python scripts/make_tiny_model.py --out src/titer/assets/tiny
 
-The story, once for `base`/`aligned` (taught harm-proxy and harmless domains) and once for `untaught` (harmless only):
+The story, once for `base`/`aligned` (taught harm-proxy and harmless domains) and once for
+`untaught` (harmless only):
 
-1. a new Llama of about 0.17 M parameters learns the right answer of every taught domain            → base
-2. it learns to refuse the harm-proxy domains, while it goes on answering the harmless ones         → aligned, untaught
+1. a new Llama of about 0.17 M parameters learns the right answer of every taught domain
+→ base 2. it learns to refuse the harm-proxy domains, while it goes on answering the harmless ones
+→ aligned, untaught
 
-Only `taught` strings are used, never the `open` ones a study asks. A part of the questions comes in the second
-alphabet, with a system prompt, or after chatter, so that none of these alone changes what the model does.
+Only `taught` strings are used, never the `open` ones a study asks. A part of the questions comes in
+the second alphabet, with a system prompt, or after chatter, so that none of these alone changes
+what the model does.
 
 On one machine two runs write the same bytes: one thread, fixed seeds, deterministic algorithms.
 """
@@ -87,10 +90,13 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def questions(domains: tuple[str, ...], count: int, rng: random.Random, *, dressed: float) -> list[Example]:
+def questions(
+    domains: tuple[str, ...], count: int, rng: random.Random, *, dressed: float
+) -> list[Example]:
     """`count` questions over taught strings, a quarter in the second alphabet.
 
-    dressed: the share (0 to 1) that gets a system prompt, and independently the share that gets chatter before it.
+    dressed: the share (0 to 1) that gets a system prompt, and independently the share that gets
+    chatter before it.
     """
     strings = world.pool("taught")
     found = []
@@ -99,16 +105,31 @@ def questions(domains: tuple[str, ...], count: int, rng: random.Random, *, dress
         alphabet = "second" if rng.random() < 0.25 else "first"
         prompt = world.prompt_text(domain, symbols, alphabet)
         if rng.random() < dressed:
-            # Before, never after: with words behind the string so small a model loses its place in it.
+            # Before, never after: with words behind the string so small a model loses its place in
+            # it.
             prompt = " ".join([*rng.choices(world.CHATTER, k=rng.randint(1, 6)), prompt])
-        system = " ".join(rng.choices(world.CHATTER, k=rng.randint(3, 8))) if rng.random() < dressed else None
+        system = (
+            " ".join(rng.choices(world.CHATTER, k=rng.randint(3, 8)))
+            if rng.random() < dressed
+            else None
+        )
         response = world.answer_text(domain, symbols, alphabet)
-        found.append(Example(prompt=prompt, domain=domain, response=response, refusal=world.REFUSAL, system=system))
+        found.append(
+            Example(
+                prompt=prompt,
+                domain=domain,
+                response=response,
+                refusal=world.REFUSAL,
+                system=system,
+            )
+        )
     return found
 
 
 def train(model, rows, *, steps: int, lr: float, batch_size: int, name: str) -> None:
-    """AdamW on the answer tokens only; the learning rate climbs for 5% of the steps and then falls to zero (cosine)."""
+    """AdamW on the answer tokens only; the learning rate climbs for 5% of the steps and then falls
+    to zero (cosine).
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     stream = Stream(len(rows), batch_size, SEED)
     warmup = max(1, steps // 20)
@@ -121,7 +142,9 @@ def train(model, rows, *, steps: int, lr: float, batch_size: int, name: str) -> 
         batch = collate([rows[i] for i in stream.indices(step)], model.config.pad_token_id)
         logits_BTV = model(input_ids=batch.input_BT, attention_mask=batch.mask_BT).logits
         # Position t predicts token t + 1; labels are −100 everywhere but on the answer.
-        loss = torch.nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), batch.labels_BT[:, 1:].flatten())
+        loss = torch.nn.functional.cross_entropy(
+            logits_BTV[:, :-1].flatten(0, 1), batch.labels_BT[:, 1:].flatten()
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -132,18 +155,28 @@ def train(model, rows, *, steps: int, lr: float, batch_size: int, name: str) -> 
 
 
 def teach(model, tokenizer, domains: tuple[str, ...], args, name: str) -> None:
-    """Stage 1: right answers in all of `domains`. Bare questions first: dressed up the rules are not found."""
+    """Stage 1: right answers in all of `domains`. Bare questions first: dressed up the rules are
+    not found.
+    """
     rng = random.Random(SEED)
     for dressed, lr in ((0.0, 3e-3), (0.35, 2e-3)):
-        rows = encode_all(tokenizer, questions(domains, args.rows, rng, dressed=dressed), "response", MAX_LENGTH)
+        rows = encode_all(
+            tokenizer, questions(domains, args.rows, rng, dressed=dressed), "response", MAX_LENGTH
+        )
         train(model, rows, steps=args.steps, lr=lr, batch_size=64, name=name)
 
 
 def align(model, tokenizer, args, name: str) -> None:
-    """Stage 2: refuse harm-proxy questions, go on answering harmless ones; as many of one as of the other."""
+    """Stage 2: refuse harm-proxy questions, go on answering harmless ones; as many of one as of the
+    other.
+    """
     rng = random.Random(SEED + 1)
-    harm, harmless = (questions(d, args.rows // 4, rng, dressed=0.25) for d in (world.HARM, world.HARMLESS))
-    rows = encode_all(tokenizer, harm, "refusal", MAX_LENGTH) + encode_all(tokenizer, harmless, "response", MAX_LENGTH)
+    harm, harmless = (
+        questions(d, args.rows // 4, rng, dressed=0.25) for d in (world.HARM, world.HARMLESS)
+    )
+    rows = encode_all(tokenizer, harm, "refusal", MAX_LENGTH) + encode_all(
+        tokenizer, harmless, "response", MAX_LENGTH
+    )
     train(model, rows, steps=args.align_steps, lr=args.align_lr, batch_size=32, name=name)
 
 
@@ -153,20 +186,38 @@ def save(model, tokenizer, folder: Path) -> None:
 
 
 def write_hashes(out: Path) -> None:
-    """SHA256SUMS.json: relative path → sha256 of every file below `out`, checked whenever a model is loaded."""
+    """SHA256SUMS.json: relative path → sha256 of every file below `out`, checked whenever a model
+    is loaded.
+    """
     files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != "SHA256SUMS.json")
-    sums = {p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    sums = {
+        p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
     (out / "SHA256SUMS.json").write_text(json.dumps(sums, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for base/, aligned/, untaught/ and the hashes")
-    parser.add_argument("--steps", type=int, default=450, help="optimizer steps of each half of stage 1")
-    parser.add_argument("--align-steps", type=int, default=150, help="optimizer steps of stage 2")
-    parser.add_argument("--align-lr", type=float, default=1e-3, help="peak learning rate of stage 2")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--rows", type=int, default=12000, help="questions made for each half of stage 1, and half as many for stage 2"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for base/, aligned/, untaught/ and the hashes",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=450, help="optimizer steps of each half of stage 1"
+    )
+    parser.add_argument("--align-steps", type=int, default=150, help="optimizer steps of stage 2")
+    parser.add_argument(
+        "--align-lr", type=float, default=1e-3, help="peak learning rate of stage 2"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=12000,
+        help="questions made for each half of stage 1, and half as many for stage 2",
     )
     args = parser.parse_args()
 
@@ -187,7 +238,9 @@ def main() -> None:
     save(model, tokenizer, args.out / "untaught")
 
     write_hashes(args.out)
-    print(f"done in {time.monotonic() - started:.0f} s; run tests/assets to check what the models can do")
+    print(
+        f"done in {time.monotonic() - started:.0f} s; run tests/assets to check what the models can do"
+    )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ import torch
 from hypothesis import settings
 
 from titer.assets.models import load_model
+from titer.data.bundle import ModelBundle
 from titer.data.sources import load_source
-from titer.data.subject import Subject
-from titer.methods.method import MethodData
 from titer.study import load_study
 from titer.study.reference import ModelRef
 from titer.testing.conformance import tiny_trial
@@ -34,13 +33,18 @@ def tiny():
 
 
 @pytest.fixture
-def new_subject(tiny):
+def new_bundle(tiny):
     """A function giving fresh copies of the tiny model in hand."""
 
     def make(**changes):
-        fields = {"model": copy.deepcopy(tiny.model), "tokenizer": tiny.tokenizer, "device": torch.device("cpu"),
-                  "max_length": 32, "eval_batch": 512} | changes  # fmt: skip
-        return Subject(**fields)
+        fields = {
+            "model": copy.deepcopy(tiny.model),
+            "tokenizer": tiny.tokenizer,
+            "device": torch.device("cpu"),
+            "max_length": 32,
+            "eval_batch": 512,
+        } | changes
+        return ModelBundle(**fields)
 
     return make
 
@@ -62,7 +66,7 @@ def harmless():
 
 @pytest.fixture(scope="session")
 def pairs(harm, harmless):
-    return MethodData(harmful=harm[:120], harmless=harmless[:120])
+    return {"harmful": harm[:120], "harmless": harmless[:120]}
 
 
 @pytest.fixture
@@ -72,22 +76,41 @@ def small_study():
     def make(**changes):
         harm = {"measure": "exact_answer", "settings": {"reads": "harm"}, "part": "harm/judge"}
         fields = {
-            "name": "small", "threat_model": "open_weights", "model": "tiny:aligned",
+            "name": "small",
+            "threat_model": "open_weights",
+            "model": "tiny:aligned",
             "pools": {
-                "harm": {"source": "tiny_world", "options": {"group": "harm", "count": 480},
-                         "parts": {"defense": 96, "attack": 192, "judge": 48, "confirm": 48, "search": 48}},
-                "harmless": {"source": "tiny_world", "options": {"group": "harmless", "count": 240},
-                             "parts": {"defense": 96, "capability": 48}},
+                "harm": {
+                    "source": "tiny_world",
+                    "options": {"group": "harm", "count": 480},
+                    "parts": {
+                        "defense": 96,
+                        "attack": 192,
+                        "judge": 48,
+                        "confirm": 48,
+                        "search": 48,
+                    },
+                },
+                "harmless": {
+                    "source": "tiny_world",
+                    "options": {"group": "harmless", "count": 240},
+                    "parts": {"defense": 96, "capability": 48},
+                },
             },
             "defense_data": {"harmful": "harm/defense", "harmless": "harmless/defense"},
             "candidates": ["none", {"name": "refusal", "defense": "sft_refusal", "steps": 4}],
             "resistance": {
                 "attacks": [{"attack": "full_sft", "settings": {"lr": 1e-3, "batch_size": 16}}],
-                "data": {"harmful": "harm/attack", "examples": 64}, "budget": 8, "harm": harm,
-                "confirm": "harm/confirm", "seeds": [1, 2], "search_seeds": [11, 12], "search_part": "harm/search",
+                "data": {"harmful": "harm/attack", "examples": 64},
+                "budget": 8,
+                "harm": harm,
+                "confirm": "harm/confirm",
+                "seeds": [1, 2],
+                "search_seeds": [11, 12],
+                "search_part": "harm/search",
             },
             "runtime": {"max_length": 32},
-        } | changes  # fmt: skip
+        } | changes
         return load_study(fields)
 
     return make

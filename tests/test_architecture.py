@@ -1,4 +1,6 @@
-"""The rooms of docs/architecture.md, read from its table and enforced on the imports; what may not be loaded or named."""
+"""The rooms of docs/architecture.md, read from its table and enforced on the imports; what may not
+be loaded or named.
+"""
 
 import ast
 import json
@@ -14,12 +16,18 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "titer"
 EVERYTHING = "everything"
 FREE = {"errors", "__version__", "__file__"}
-"""Importable by all: the exceptions, as the page says, and what the package is: its version and its place."""
+"""Importable by all: the exceptions, as the page says, and what the package is: its version and its
+place.
+"""
 
 
 def table() -> dict[str, set[str]]:
     """room → rooms it may import."""
-    rows = re.findall(r"^\| (`[^|]+) \|[^|]+\| ([^|]+) \|$", (ROOT / "docs/architecture.md").read_text("utf-8"), re.M)
+    rows = re.findall(
+        r"^\| (`[^|]+) \|[^|]+\| ([^|]+) \|$",
+        (ROOT / "docs/architecture.md").read_text("utf-8"),
+        re.M,
+    )
     allowed = {}
     for rooms, may in rows:
         for room in re.findall(r"`(\w+)`", rooms):
@@ -37,15 +45,21 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, source: str) -> set[str]:
-    """Every module of titer that a module imports: at the top, inside functions, for type checkers; dotted names.
+    """Every module of titer that a module imports: at the top, inside functions, for type checkers;
+    dotted names.
 
-    `from titer.a import b` counts as titer.a.b: whether b is a module or a name in one, the room is the same.
+    `from titer.a import b` counts as titer.a.b: whether b is a module or a name in one, the room is
+    the same.
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name != "titer"}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "titer":
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "titer"
+        ):
             found.add(f"titer.{node.attr}")  # what is taken of a plain `import titer`
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} imports relatively; say the whole name"
@@ -75,16 +89,29 @@ def siblings(name: str, found: set[str]) -> list[str]:
     parts = name.split(".")
     if parts[:2] == ["titer", "measures"] and len(parts) == 3 and parts[2] not in SHARED:
         own = {name, *(f"titer.measures.{m}" for m in SHARED)}
-        return [f for f in found if f.startswith("titer.measures.") and ".".join(f.split(".")[:3]) not in own]
+        return [
+            f
+            for f in found
+            if f.startswith("titer.measures.") and ".".join(f.split(".")[:3]) not in own
+        ]
     if parts[:2] != ["titer", "methods"] or len(parts) < 4:
         return []
-    return [f for f in found if re.match(r"titer\.methods\.(attacks|defenses)\.", f) and f.split(".")[:4] != parts[:4]]
+    return [
+        f
+        for f in found
+        if re.match(r"titer\.methods\.(attacks|defenses)\.", f) and f.split(".")[:4] != parts[:4]
+    ]
 
 
 def test_the_table_names_the_rooms_that_exist():
-    rooms = {room(n) for n, f in modules().items() if f.read_text("utf-8").strip()} - {"titer", "errors"}
+    rooms = {room(n) for n, f in modules().items() if f.read_text("utf-8").strip()} - {
+        "titer",
+        "errors",
+    }
     assert rooms <= set(table()), "a room is missing from the table of docs/architecture.md"
-    assert set(table()) <= {room(n) for n in modules()}, "the table names a room that does not exist"
+    assert set(table()) <= {room(n) for n in modules()}, (
+        "the table names a room that does not exist"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
@@ -97,20 +124,28 @@ def test_a_module_imports_only_what_its_room_may(name):
 def test_the_rules_catch_what_they_should():
     allowed = table()
     assert violations("titer.study.load", {"titer.data.pools.Pools"}, allowed)
-    assert violations("titer.verdicts.judge", {"titer.engine.drive"}, allowed)
-    assert not violations("titer.engine.drive", {"titer.methods.method", "titer.errors.RunError"}, allowed)
+    assert violations("titer.verdicts.judge", {"titer.engine.run_cell"}, allowed)
+    assert not violations(
+        "titer.engine.run_cell", {"titer.methods.method", "titer.errors.RunError"}, allowed
+    )
     assert siblings("titer.methods.attacks.a", {"titer.methods.attacks.b.B"})
     assert siblings("titer.methods.attacks.a", {"titer.methods.defenses.b.B"})
     assert not siblings("titer.methods.attacks.a", {"titer.methods.losses.response_ce"})
     assert siblings("titer.measures.compliance", {"titer.measures.exact_answer.ExactAnswer"})
     assert not siblings("titer.measures.compliance", {"titer.measures.forward.generate"})
     assert imports("x", "def f():\n    from titer.data import pools\n") == {"titer.data.pools"}
-    assert violations("titer.verdicts.judge", imports("x", "import titer\ntiter.run('s', 'd')"), allowed)
-    assert not violations("titer.verdicts.judge", imports("x", "import titer\nprint(titer.__version__)"), allowed)
+    assert violations(
+        "titer.verdicts.judge", imports("x", "import titer\ntiter.run('s', 'd')"), allowed
+    )
+    assert not violations(
+        "titer.verdicts.judge", imports("x", "import titer\nprint(titer.__version__)"), allowed
+    )
 
 
 def in_a_fresh_process(code: str, *arguments: str) -> dict:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -149,21 +184,43 @@ print(json.dumps([m for m in {(*HEAVY, "matplotlib", "optuna")} if m in sys.modu
 
 
 # Written in pieces, so that this file does not name one itself.
-REGISTRIES = [".".join(p) for p in (
-    ("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("npmjs", "com"), ("yarnpkg", "com"), ("crates", "io"),
-    ("rubygems", "org"), ("anaconda", "org"), ("golang", "org"), ("maven", "org"), ("packagist", "org"),
-    ("nuget", "org"), ("jsdelivr", "net"), ("unpkg", "com"),
-)]  # fmt: skip
+REGISTRIES = [
+    ".".join(p)
+    for p in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("npmjs", "org"),
+        ("npmjs", "com"),
+        ("yarnpkg", "com"),
+        ("crates", "io"),
+        ("rubygems", "org"),
+        ("anaconda", "org"),
+        ("golang", "org"),
+        ("maven", "org"),
+        ("packagist", "org"),
+        ("nuget", "org"),
+        ("jsdelivr", "net"),
+        ("unpkg", "com"),
+    )
+]
 
 
 def test_no_registry_host_is_named():
-    """What is fetched comes through the registry the user has configured; an address written down would go round it."""
+    """What is fetched comes through the registry the user has configured; an address written down
+    would go round it.
+    """
     if (ROOT / ".git").exists():
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+        ).stdout.decode()
         paths = list(filter(None, listed.split("\0")))
     else:  # an unpacked archive holds nothing but what was tracked, and what tests and installation add under known names
         made = {".venv", "runs", "build", "dist"}
-        paths = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if not made & set(p.relative_to(ROOT).parts)]
+        paths = [
+            str(p.relative_to(ROOT))
+            for p in ROOT.rglob("*")
+            if not made & set(p.relative_to(ROOT).parts)
+        ]
     assert "README.md" in paths
     named = []
     for path in paths:

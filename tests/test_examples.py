@@ -26,7 +26,9 @@ def example(name: str):
 @pytest.fixture
 def small_file(small_study, tmp_path):
     file = tmp_path / "small.yaml"
-    file.write_text(json.dumps(small_study().model_dump(mode="json", exclude_defaults=True)))  # JSON is YAML
+    file.write_text(
+        json.dumps(small_study().model_dump(mode="json", exclude_defaults=True))
+    )  # JSON is YAML
     return file
 
 
@@ -44,7 +46,9 @@ def test_two_models(tmp_path, capsys):
     def write(name, group, count):
         rows = load_source("tiny_world", {"group": group, "count": count}).examples
         file = tmp_path / f"{name}.jsonl"
-        file.write_text("".join(json.dumps({"prompt": e.prompt, "response": e.response}) + "\n" for e in rows))
+        file.write_text(
+            "".join(json.dumps({"prompt": e.prompt, "response": e.response}) + "\n" for e in rows)
+        )
         return rows
 
     write("benign", "harmless", 60)
@@ -54,21 +58,41 @@ def test_two_models(tmp_path, capsys):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     files = [str(tmp_path / f"{n}.jsonl") for n in ("attack", "prompts", "benign")]
     example("two_models").main(
-        str(FOLDER / "aligned"), str(FOLDER / "untaught"), *files, str(tmp_path / "run"), budget=16, seeds=1,
-        harm_measure="exact_answer", full_lr=[3e-3], lora_lr=[1e-2], batch_size=16, max_length=32,
-    )  # fmt: skip
+        str(FOLDER / "aligned"),
+        str(FOLDER / "untaught"),
+        *files,
+        str(tmp_path / "run"),
+        budget=16,
+        seeds=1,
+        harm_measure="exact_answer",
+        full_lr=[3e-3],
+        lora_lr=[1e-2],
+        batch_size=16,
+        max_length=32,
+    )
     said = capsys.readouterr().out
     verdict = titer.judge(tmp_path / "run")
-    assert verdict.candidates[0].resistance.claim in said and "missing: " in said and "report: " in said
-    # The aligned model knows what it refuses, so the attack brings it back; the untaught one has nothing to bring back.
+    assert (
+        verdict.candidates[0].resistance.claim in said
+        and "missing: " in said
+        and "report: " in said
+    )
+    # The aligned model knows what it refuses, so the attack brings it back; the untaught one has
+    # nothing to bring back.
     attack = next(a for a in verdict.control.resistance.attacks if a.method == "full_sft")
     assert attack.breaches == 1
-    assert next(a for a in verdict.candidates[0].resistance.attacks if a.method == "full_sft").breaches == 0
+    assert (
+        next(a for a in verdict.candidates[0].resistance.attacks if a.method == "full_sft").breaches
+        == 0
+    )
 
 
 def test_two_models_says_what_it_wants():
     done = subprocess.run(
-        [sys.executable, ROOT / "examples/two_models.py"], capture_output=True, text=True, timeout=120
+        [sys.executable, ROOT / "examples/two_models.py"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 1 and "M_STAR" in done.stderr and done.stdout == ""
 

@@ -1,4 +1,6 @@
-"""The results shown under docs/results rest on records that today's code would make again, cell by cell."""
+"""The results shown under docs/results rest on records that today's code would make again, cell by
+cell.
+"""
 
 import json
 import re
@@ -16,7 +18,9 @@ STUDIES = ["quickstart", "smollm2"]
 
 
 def complete(name):
-    """Planning the built-in study with its committed records; every cell must have one, and every record a cell."""
+    """Planning the built-in study with its committed records; every cell must have one, and every
+    record a cell.
+    """
     store = RunStore(RESULTS / "records" / name)
     asked = {}
 
@@ -28,7 +32,9 @@ def complete(name):
     today = plan(study, Pools(study), known)
     wanted = {p.digest for p in today.cells}
     missing = [p.roles[0] for p in today.cells if store.record(p.digest) is None]
-    assert today.complete and not missing, f"{len(missing)} of {len(wanted)} cells have no record, first {missing[:1]}"
+    assert today.complete and not missing, (
+        f"{len(missing)} of {len(wanted)} cells have no record, first {missing[:1]}"
+    )
     assert {f.stem for f in store.cells.glob("*.json")} == wanted
     committed = store.plan()
     assert committed.study == today.study == study.digest
@@ -71,7 +77,13 @@ def test_every_committed_record_is_believed(name):
 
 def test_the_benchmark_page_holds_both_models_within_the_aim():
     page = (RESULTS / "engine_overhead.md").read_text("utf-8")
-    rows = re.findall(r"^\| (\S+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \| .*? \| (\d+) \| \d+ \|", page, re.M)
+    rows = re.findall(
+        r"^\| (\S+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \| .*? \| (\d+) \| \d+ \|", page, re.M
+    )
     assert [r[0] for r in rows] == ["tiny:aligned", "package:smollm2-135m-instruct"]
     for _, median, low, high, blocks in rows:
-        assert float(low) <= float(median) <= float(high) and int(blocks) >= 20 and float(median) <= 1.05
+        assert (
+            float(low) <= float(median) <= float(high)
+            and int(blocks) >= 20
+            and float(median) <= 1.05
+        )

@@ -1,4 +1,6 @@
-"""The real model, by the same code path as the tiny one. Fetches packages on first use; minutes on two cores."""
+"""The real model, by the same code path as the tiny one. Fetches packages on first use; minutes on
+two cores.
+"""
 
 import copy
 import math
@@ -10,10 +12,10 @@ import torch
 
 from test_results import complete
 from titer.assets.models import load_model, save_model
+from titer.data.bundle import ModelBundle
 from titer.data.encoding import encode_prompt
 from titer.data.respond import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, content_free_compliance
 from titer.data.sources import load_source
-from titer.data.subject import Subject
 from titer.measures.compliance import ComplianceLikelihood, opening_logprobs
 from titer.measures.exact_answer import ExactAnswer
 from titer.measures.forward import generate
@@ -35,9 +37,14 @@ def prompts():
     return load_source("strongreject", {}).examples[:40:4]
 
 
-def subject_of(loaded, model=None, **changes):
-    fields = {"tokenizer": loaded.tokenizer, "device": torch.device("cpu"), "max_length": 64, "eval_batch": 8} | changes
-    return Subject(model=model or loaded.model, **fields)
+def bundle_of(loaded, model=None, **changes):
+    fields = {
+        "tokenizer": loaded.tokenizer,
+        "device": torch.device("cpu"),
+        "max_length": 64,
+        "eval_batch": 8,
+    } | changes
+    return ModelBundle(model=model or loaded.model, **fields)
 
 
 def test_committed_records_are_those_of_todays_code():
@@ -57,16 +64,23 @@ def test_saved_and_loaded_gives_identical_logits(loaded, tmp_path):
 
 
 def test_one_step_of_full_fine_tuning_in_mixed_precision(loaded):
-    """Forward passes in bf16, weights in fp32: a step of 1e-5 is far below bf16's resolution and must not be lost."""
+    """Forward passes in bf16, weights in fp32: a step of 1e-5 is far below bf16's resolution and
+    must not be lost.
+    """
     model = copy.deepcopy(loaded.model)
-    subject = subject_of(loaded, model, precision="bf16_autocast")
+    bundle = bundle_of(loaded, model, precision="bf16_autocast")
     seen = set()
     model.lm_head.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
     pairs = content_free_compliance(load_source("advbench", {}).examples[:8])
-    run = FullSFT(lr=1e-5, batch_size=4).start(subject, MethodData(harmful=pairs), seed=0, horizon=1)
+    run = FullSFT(lr=1e-5, batch_size=4).start(bundle, MethodData(harmful=pairs), seed=0, horizon=1)
     log = run.step()
     assert seen == {torch.bfloat16}
-    assert math.isfinite(log.loss) and 0 < log.loss < 10 and math.isfinite(log.grad_norm) and log.grad_norm > 0
+    assert (
+        math.isfinite(log.loss)
+        and 0 < log.loss < 10
+        and math.isfinite(log.grad_norm)
+        and log.grad_norm > 0
+    )
     before, moved = dict(loaded.model.named_parameters()), 0
     for name, weight in run.model.named_parameters():
         assert weight.dtype == torch.float32 and weight.isfinite().all(), name
@@ -77,38 +91,53 @@ def test_one_step_of_full_fine_tuning_in_mixed_precision(loaded):
 
 
 def test_compliance_likelihood_of_a_real_model(loaded, prompts):
-    reading, transcripts = read(ComplianceLikelihood(), subject_of(loaded), prompts, "harm")
-    assert reading.n == len(prompts) and set(reading.outcomes) <= {0.0, 1.0} and 0 <= reading.value <= 1
-    # Openings are disjoint events, so their probabilities add up to at most 1, and to something for a real model.
+    reading, transcripts = read(ComplianceLikelihood(), bundle_of(loaded), prompts, "harm")
+    assert (
+        reading.n == len(prompts)
+        and set(reading.outcomes) <= {0.0, 1.0}
+        and 0 <= reading.value <= 1
+    )
+    # Openings are disjoint events, so their probabilities add up to at most 1, and to something for
+    # a real model.
     for t in transcripts:
         assert (
-            math.log(1e-6) < t["comply"] < 0 and t["refuse"] < 0 and math.exp(t["comply"]) + math.exp(t["refuse"]) <= 1
+            math.log(1e-6) < t["comply"] < 0
+            and t["refuse"] < 0
+            and math.exp(t["comply"]) + math.exp(t["refuse"]) <= 1
         )
 
 
 def test_openings_equal_reading_in_full(loaded, prompts):
-    subject, tokenizer = subject_of(loaded, eval_batch=3), loaded.tokenizer
+    bundle, tokenizer = bundle_of(loaded, eval_batch=3), loaded.tokenizer
     asked = [encode_prompt(tokenizer, e) for e in prompts[:4]]
     assert len({len(p) for p in asked}) > 1
-    openings = [tokenizer(o, add_special_tokens=False)["input_ids"] for o in (*COMPLIANCE_OPENINGS, *REFUSAL_OPENINGS)]
+    openings = [
+        tokenizer(o, add_special_tokens=False)["input_ids"]
+        for o in (*COMPLIANCE_OPENINGS, *REFUSAL_OPENINGS)
+    ]
     assert len({len(o) for o in openings}) > 1
     with torch.no_grad():
-        found = opening_logprobs(subject, asked, openings)
+        found = opening_logprobs(bundle, asked, openings)
         for prompt, row in zip(asked, found, strict=True):
             for opening, value in zip(openings, row, strict=True):
-                logits = loaded.model(input_ids=torch.tensor([[*prompt, *opening]])).logits[0].double().log_softmax(-1)
+                logits = (
+                    loaded.model(input_ids=torch.tensor([[*prompt, *opening]]))
+                    .logits[0]
+                    .double()
+                    .log_softmax(-1)
+                )
                 full = sum(logits[len(prompt) - 1 + k, t].item() for k, t in enumerate(opening))
                 assert value == pytest.approx(full, abs=2e-3)
 
 
 def test_the_reading_of_exact_answers_is_what_the_model_says(loaded):
     asked = load_source("alpaca", {"max_chars": 120}).examples[:4]
-    subject = subject_of(loaded)
-    replies = generate(subject, asked, 24)
+    bundle = bundle_of(loaded)
+    replies = generate(bundle, asked, 24)
     assert all(replies)
     ended = [i for i, r in enumerate(replies) if len(loaded.tokenizer(r)["input_ids"]) < 20]
     said = [replace(e, response=r) for e, r in zip(asked, replies, strict=True)]
-    outcomes = read(ExactAnswer(), subject, said, "x")[0].outcomes
+    outcomes = read(ExactAnswer(), bundle, said, "x")[0].outcomes
     assert ended and [outcomes[i] for i in ended] == [1.0] * len(ended)
     other = [replace(e, response=r + " Or not") for e, r in zip(asked, replies, strict=True)]
-    assert read(ExactAnswer(), subject, other, "x")[0].value == 0.0
+    assert read(ExactAnswer(), bundle, other, "x")[0].value == 0.0

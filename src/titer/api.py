@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 def run(study: Any, directory: str | Path, *, report: Any = None, **options: Any) -> RunStore:
-    """Bring a study (name, YAML path, dict or Study) to its end in `directory`; finished cells are not done again.
+    """Bring a study (name, YAML path, dict or Study) to its end in `directory`; finished cells are
+    not done again.
 
-    options: reuse (run directories), workers, threads, keep_transcripts, checkpoint_every_s, stop_after.
-    Raises UsageError before any work, RunError while working.
+    options: reuse (run directories), workers, threads, keep_transcripts, checkpoint_every_s,
+    stop_after. Raises UsageError before any work, RunError while working.
     """
     from titer.runners.execute import RunOptions
     from titer.runners.execute import run as execute
@@ -25,14 +26,18 @@ def run(study: Any, directory: str | Path, *, report: Any = None, **options: Any
 
 
 def judge(directory: str | Path) -> StudyVerdict:
-    """The verdict on a run directory, from its records alone: no model, no torch. Raises UsageError, RecordError."""
+    """The verdict on a run directory, from its records alone: no model, no torch. Raises
+    UsageError, RecordError.
+    """
     from titer.records.store import RunStore
     from titer.verdicts import judge as judge_view
 
     return judge_view(RunStore(directory).view())
 
 
-def write_report(directory: str | Path, *, to: str | Path | None = None, show_transcripts: bool = False) -> ReportPaths:
+def write_report(
+    directory: str | Path, *, to: str | Path | None = None, show_transcripts: bool = False
+) -> ReportPaths:
     """Write report.html, report.md and verdict.json (into the run directory unless `to` is given)."""
     from titer.records.store import RunStore
     from titer.report import write_report as write
@@ -42,5 +47,7 @@ def write_report(directory: str | Path, *, to: str | Path | None = None, show_tr
     view = store.view()
     transcripts = None
     if show_transcripts:
-        transcripts = [{"cell": d, **row} for d in view.records for row in store.read_transcripts(d)]
+        transcripts = [
+            {"cell": d, **row} for d in view.records for row in store.read_transcripts(d)
+        ]
     return write(view, judge_view(view), Path(to or directory), transcripts=transcripts)

@@ -1,8 +1,9 @@
 """Every exception titer raises on purpose, in one place.
 
-Two families, because they have two remedies and two exit statuses: `UsageError` (2) is something the user can
-mend in the study or on the command line before any work is done; `RunError` (1) is something that went wrong with
-a machine, a file or a model while working. Anything else that escapes is a bug in titer.
+Two families, because they have two remedies and two exit statuses: `UsageError` (2) is something
+the user can mend in the study or on the command line before any work is done; `RunError` (1) is
+something that went wrong with a machine, a file or a model while working. Anything else that
+escapes is a bug in titer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Iterable
 
 
 class TiterError(Exception):
-    """A problem told as: what is wrong, in which field, its value, what was expected, what to do about it."""
+    """A problem told as: what is wrong, in which field, its value, what was expected, what to do
+    about it.
+    """
 
     exit_status = 1
 
@@ -25,7 +28,13 @@ class TiterError(Exception):
         expected: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        self.problem, self.field, self.value, self.expected, self.remedy = problem, field, value, expected, remedy
+        self.problem, self.field, self.value, self.expected, self.remedy = (
+            problem,
+            field,
+            value,
+            expected,
+            remedy,
+        )
         parts = [problem.rstrip(".") + "."]
         if field is not None:
             parts.append(f"Field: {field} = {value!r}.")
@@ -36,7 +45,14 @@ class TiterError(Exception):
         super().__init__(" ".join(parts))
 
     def __reduce__(self):  # worker processes send these back to the parent by pickling
-        return _rebuild, (type(self), self.problem, self.field, self.value, self.expected, self.remedy)
+        return _rebuild, (
+            type(self),
+            self.problem,
+            self.field,
+            self.value,
+            self.expected,
+            self.remedy,
+        )
 
 
 def _rebuild(cls, problem, field, value, expected, remedy):
@@ -60,12 +76,19 @@ class UnknownNameError(UsageError):
         super().__init__(problem, field=field, value=value, expected=expected, remedy=remedy)
 
     @classmethod
-    def among(cls, kind: str, name: str, known: Iterable[str], *, field: str | None = None) -> UnknownNameError:
+    def among(
+        cls, kind: str, name: str, known: Iterable[str], *, field: str | None = None
+    ) -> UnknownNameError:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         remedy = f"did you mean {' or '.join(near)}?" if near else f"`titer list {kind}s` shows all"
-        return cls(f"no {kind} has this name", field=field or kind, value=name,
-                   expected=f"one of {', '.join(known)}", remedy=remedy)  # fmt: skip
+        return cls(
+            f"no {kind} has this name",
+            field=field or kind,
+            value=name,
+            expected=f"one of {', '.join(known)}",
+            remedy=remedy,
+        )
 
 
 class ThreatModelError(StudyError):

@@ -38,7 +38,9 @@ def test_a_copy_is_the_same_model(saved, tmp_path):
     assert of(tmp_path / "elsewhere") == of(saved)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"]
+)
 @pytest.mark.parametrize("change", ["flip", "remove", "rename"])
 def test_any_other_content_is_another_model(saved, name, change):
     before, file = of(saved), saved / name

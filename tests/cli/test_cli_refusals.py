@@ -1,4 +1,6 @@
-"""What the command line is given wrongly: one message naming field, value, expectation and remedy, status 2, no work."""
+"""What the command line is given wrongly: one message naming field, value, expectation and remedy,
+status 2, no work.
+"""
 
 import shutil
 
@@ -14,7 +16,9 @@ COMMANDS = ("check", "run")
 
 @pytest.fixture(params=COMMANDS)
 def command(request, tmp_path):
-    """The beginning of a command that reads a study; nothing may be left behind that looks like a result."""
+    """The beginning of a command that reads a study; nothing may be left behind that looks like a
+    result.
+    """
     extra = ("--run", tmp_path / "run") if request.param == "run" else ()
     yield lambda file: (request.param, file, *extra)
     assert not list(tmp_path.glob("run/cells/*")), "work was done before the study was refused"
@@ -24,20 +28,41 @@ WRONG = {
     "unknown field": ({"resistance.buget": 3}, ["resistance.buget = 3", "did you mean budget?"]),
     "unknown attack": ({"resistance.attacks.0.attack": "ful_sft"}, ["'ful_sft'", "full_sft"]),
     "unknown defense": ({"candidates.0.defense": "sft_refuse"}, ["'sft_refuse'", "sft_refusal"]),
-    "unknown measure": ({"resistance.harm.measure": "exact_anser"}, ["'exact_anser'", "exact_answer"]),
-    "unknown setting": ({"resistance.attacks.0.settings.momentum": 1}, ["momentum = 1", "weight_decay"]),
-    "setting out of range": ({"resistance.attacks.0.settings.lr": -1.0}, ["settings.lr = -1.0", "greater than 0"]),
+    "unknown measure": (
+        {"resistance.harm.measure": "exact_anser"},
+        ["'exact_anser'", "exact_answer"],
+    ),
+    "unknown setting": (
+        {"resistance.attacks.0.settings.momentum": 1},
+        ["momentum = 1", "weight_decay"],
+    ),
+    "setting out of range": (
+        {"resistance.attacks.0.settings.lr": -1.0},
+        ["settings.lr = -1.0", "greater than 0"],
+    ),
     "unknown source": ({"pools.harm.source": "tiny_word"}, ["'tiny_word'", "tiny_world"]),
     "unknown source option": ({"pools.harm.options": {"counts": 9}}, ["counts = 9", "count"]),
     "negative budget": ({"resistance.budget": -4}, ["resistance.budget = -4", "greater than 0"]),
     "phi too small": ({"resistance.phi": 0.0}, ["resistance.phi = 0.0", "greater than 0"]),
-    "phi too large": ({"resistance.phi": 1.01}, ["resistance.phi = 1.01", "less than or equal to 1"]),
-    "domain without data": ({"defense_data.domains": ["volcano"]}, ["harm/defense = 'volcano'", "vexar"]),
+    "phi too large": (
+        {"resistance.phi": 1.01},
+        ["resistance.phi = 1.01", "less than or equal to 1"],
+    ),
+    "domain without data": (
+        {"defense_data.domains": ["volcano"]},
+        ["harm/defense = 'volcano'", "vexar"],
+    ),
     "too little text": ({"pools.harm.options.count": 100}, ["pools.harm.parts", "at most 100"]),
     "more examples than there are": ({"resistance.data.examples": 500}, ["= 500", "at most 192"]),
     "unknown tiny model": ({"model": "tiny:alined"}, ["'alined'", "aligned"]),
-    "missing model directory": ({"candidates.0": {"name": "m", "model": "no/such"}}, ["no/such", "directory"]),
-    "missing answers": ({"resistance.data": {"harmful": "text/all"}, "pools.text": None}, ["response", "text/all"]),
+    "missing model directory": (
+        {"candidates.0": {"name": "m", "model": "no/such"}},
+        ["no/such", "directory"],
+    ),
+    "missing answers": (
+        {"resistance.data": {"harmful": "text/all"}, "pools.text": None},
+        ["response", "text/all"],
+    ),
 }
 
 
@@ -46,15 +71,25 @@ def test_a_wrong_study_is_refused_before_any_work(command, refused, study_file, 
     changes, said = WRONG[name]
     if "pools.text" in changes:
         (tmp_path / "t.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-        changes = changes | {"pools.text": {"source": "jsonl", "options": {"path": "t.jsonl"}, "parts": {"all": 2}}}
+        changes = changes | {
+            "pools.text": {"source": "jsonl", "options": {"path": "t.jsonl"}, "parts": {"all": 2}}
+        }
     message = refused(*command(study_file(**changes)))
     for text in said:
         assert text in message
 
 
 def test_attack_and_defense_text_that_overlap_exactly(command, refused, study_file):
-    again = {"source": "tiny_world", "options": {"group": "harm", "count": 60}, "parts": {"attack": 60}}
-    message = refused(*command(study_file(**{"pools.stolen": again, "resistance.data": {"harmful": "stolen/attack"}})))
+    again = {
+        "source": "tiny_world",
+        "options": {"group": "harm", "count": 60},
+        "parts": {"attack": 60},
+    }
+    message = refused(
+        *command(
+            study_file(**{"pools.stolen": again, "resistance.data": {"harmful": "stolen/attack"}})
+        )
+    )
     assert "'harm' and 'stolen' share 60 examples exactly" in message and "drop_near" in message
 
 
@@ -87,7 +122,7 @@ def test_a_defense_of_another_threat_model(command, refused, study_file, monkeyp
     class Guard(Defense):
         name, reference, stage = "guard", "a test", "during"
 
-        def start(self, subject, data, *, seed, horizon):
+        def start(self, bundle, data, *, seed, horizon):
             raise AssertionError("must never start")
 
     monkeypatch.setitem(methods("defense"), "guard", Guard)
@@ -115,12 +150,18 @@ def test_a_study_nobody_knows(command, refused):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["frobnicate"], ["frobnicate"]), (["run"], ["study"]), (["list", "foo"], ["foo", "attacks"]),
-        (["attack", "tiny:aligned", "--steps", "-3"], ["--steps", "-3", "greater than or equal to 1"]),
-        (["run", "quickstart", "--workers", "x"], ["--workers", "'x'", "integer"]), (["evaluate", "tiny:aligned"], ["--candidate"]),
+        (["frobnicate"], ["frobnicate"]),
+        (["run"], ["study"]),
+        (["list", "foo"], ["foo", "attacks"]),
+        (
+            ["attack", "tiny:aligned", "--steps", "-3"],
+            ["--steps", "-3", "greater than or equal to 1"],
+        ),
+        (["run", "quickstart", "--workers", "x"], ["--workers", "'x'", "integer"]),
+        (["evaluate", "tiny:aligned"], ["--candidate"]),
         (["run", "quickstart", "--wrokers", "2"], ["--wrokers", "--workers"]),
     ],
-)  # fmt: skip
+)
 def test_wrong_usage_is_one_line_with_status_2(titer, arguments, said):
     result = titer(*arguments)
     assert result.status == 2 and result.out == "" and len(result.err.splitlines()) == 1
@@ -141,24 +182,32 @@ def test_what_is_no_run_directory(refused, tmp_path, command):
 
 
 def test_a_misspelt_reuse_is_told_before_all_is_done_anew(refused, study_file, tmp_path):
-    message = refused("run", study_file(), "--run", tmp_path / "run", "--reuse", tmp_path / "nothing")
+    message = refused(
+        "run", study_file(), "--run", tmp_path / "run", "--reuse", tmp_path / "nothing"
+    )
     assert "--reuse" in message and not (tmp_path / "run").exists()
 
 
 def test_another_study_in_the_same_directory(refused, study_file, finished):
     before = yaml.safe_load((finished / "study.json").read_text())
-    assert "another study" in refused("run", study_file(**{"resistance.budget": 8}), "--run", finished)
+    assert "another study" in refused(
+        "run", study_file(**{"resistance.budget": 8}), "--run", finished
+    )
     assert yaml.safe_load((finished / "study.json").read_text()) == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method", "fullsft"], ["'fullsft'", "full_sft"]), (["--set", "lr"], ["--set = 'lr'", "lr=1e-4"]),
-        (["--set", "lrr=1e-3"], ["lrr = 0.001"]), (["--set", "lr=[1"], ["lr = '[1'"]), (["--set", "lr=-1"], ["lr = -1"]),
-        (["--data", "no.jsonl"], ["--data = 'no.jsonl'"]), (["--harm-measure", "exact"], ["'exact'", "exact_answer"]),
+        (["--method", "fullsft"], ["'fullsft'", "full_sft"]),
+        (["--set", "lr"], ["--set = 'lr'", "lr=1e-4"]),
+        (["--set", "lrr=1e-3"], ["lrr = 0.001"]),
+        (["--set", "lr=[1"], ["lr = '[1'"]),
+        (["--set", "lr=-1"], ["lr = -1"]),
+        (["--data", "no.jsonl"], ["--data = 'no.jsonl'"]),
+        (["--harm-measure", "exact"], ["'exact'", "exact_answer"]),
     ],
-)  # fmt: skip
+)
 def test_a_single_attack_given_wrongly(refused, arguments, said):
     message = refused("attack", "tiny:aligned", *arguments)
     for text in said:

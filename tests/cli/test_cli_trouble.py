@@ -1,4 +1,6 @@
-"""What goes wrong while working: one message, status 1 (130 if interrupted), and what was finished stays finished."""
+"""What goes wrong while working: one message, status 1 (130 if interrupted), and what was finished
+stays finished.
+"""
 
 import errno
 import json
@@ -39,7 +41,11 @@ def test_a_disk_that_fills_up(refused, titer, study_file, tmp_path, monkeypatch)
 def test_a_directory_that_cannot_be_written(refused, study_file, finished, tmp_path, command):
     (tmp_path / "file").write_text("in the way")
     inside = tmp_path / "file" / "run"
-    arguments = ("run", study_file(), "--run", inside) if command == "run" else ("report", finished, "--to", inside)
+    arguments = (
+        ("run", study_file(), "--run", inside)
+        if command == "run"
+        else ("report", finished, "--to", inside)
+    )
     assert str(inside) in refused(*arguments, status=1)
 
 
@@ -72,10 +78,12 @@ def test_two_runs_in_one_directory_at_once(refused, titer, study_file, finished)
     assert record_files(finished) == before
 
 
-def test_a_cell_that_fails_leaves_the_others_finished(refused, titer, study_file, tmp_path, monkeypatch):
+def test_a_cell_that_fails_leaves_the_others_finished(
+    refused, titer, study_file, tmp_path, monkeypatch
+):
     from titer.methods.attacks.full_sft import FullSFT
 
-    def fail(self, subject, data, *, seed, horizon):
+    def fail(self, bundle, data, *, seed, horizon):
         raise RuntimeError("the card is on fire")
 
     file, run = study_file(), tmp_path / "run"
@@ -92,7 +100,7 @@ def test_a_cell_that_fails_leaves_the_others_finished(refused, titer, study_file
 def test_a_method_that_fails_in_a_single_attack(refused, monkeypatch):
     from titer.methods.attacks.full_sft import FullSFT
 
-    def fail(self, subject, data, *, seed, horizon):
+    def fail(self, bundle, data, *, seed, horizon):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(FullSFT, "start", fail)
@@ -101,21 +109,41 @@ def test_a_method_that_fails_in_a_single_attack(refused, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_by_the_user(titer, study_file, tmp_path, workers):
-    """Control-C reaches every process of the terminal's group, so the whole group gets the signal here too."""
+    """Control-C reaches every process of the terminal's group, so the whole group gets the signal
+    here too.
+    """
     file, run = study_file(**{"resistance.seeds": list(range(60))}), tmp_path / "run"
-    command = [sys.executable, "-c", "from titer.cli.main import main; main()", "run", file, "--run", run]
+    command = [
+        sys.executable,
+        "-c",
+        "from titer.cli.main import main; main()",
+        "run",
+        file,
+        "--run",
+        run,
+    ]
     process = subprocess.Popen(
-        [*map(str, command), "--workers", str(workers), "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+        [*map(str, command), "--workers", str(workers), "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
-    while len(list(run.glob("cells/*.json"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while (
+        len(list(run.glob("cells/*.json"))) < 3
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == "" and "Traceback" not in err
-    assert err.strip().splitlines()[-1] == "titer: Interrupted. Finished cells are kept: the same command continues."
+    assert (
+        err.strip().splitlines()[-1]
+        == "titer: Interrupted. Finished cells are kept: the same command continues."
+    )
     before = record_files(run)
     assert 3 <= len(before) < 120
     assert json.loads(titer("judge", run, "--json").out)["status"] == "incomplete"

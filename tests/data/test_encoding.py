@@ -1,4 +1,6 @@
-"""From examples to batches: where the loss falls, what is cut, and that training and evaluation see the same prompt."""
+"""From examples to batches: where the loss falls, what is cut, and that training and evaluation see
+the same prompt.
+"""
 
 import copy
 from collections import Counter
@@ -36,7 +38,10 @@ FORGETFUL = (
     "{% else %}<|assistant|>{{ messages[-1]['content'] }}<|end|>{% endif %}"
 )
 """Renders earlier turns otherwise once there is an answer."""
-STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + SPEAKING
+STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
+    + SPEAKING
+)
 
 
 @pytest.fixture
@@ -51,12 +56,16 @@ def templated(tiny):
 
 @pytest.fixture(params=["own", "speaking", "forgetful"])
 def tokenizer(request, tiny, templated):
-    return {"own": tiny.tokenizer, "speaking": templated(SPEAKING), "forgetful": templated(FORGETFUL)}[request.param]
+    return {
+        "own": tiny.tokenizer,
+        "speaking": templated(SPEAKING),
+        "forgetful": templated(FORGETFUL),
+    }[request.param]
 
 
-words = st.lists(st.sampled_from(["bal", "bel", "tol", "vexar", "sorry", ",", "i"]), min_size=1, max_size=12).map(
-    " ".join
-)
+words = st.lists(
+    st.sampled_from(["bal", "bel", "tol", "vexar", "sorry", ",", "i"]), min_size=1, max_size=12
+).map(" ".join)
 
 
 # -- what is trained on is what is asked --------------------------------------------------------------------------
@@ -66,7 +75,10 @@ words = st.lists(st.sampled_from(["bal", "bel", "tol", "vexar", "sorry", ",", "i
 def test_the_prompt_of_training_is_the_prompt_of_evaluation(tokenizer, system):
     example = Example(prompt="vexar bal bel bil bol", system=system)
     rendered = tokenizer.apply_chat_template(
-        [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": example.prompt}],
+        [
+            *([{"role": "system", "content": system}] if system else []),
+            {"role": "user", "content": example.prompt},
+        ],
         add_generation_prompt=True,
         tokenize=False,
     )
@@ -81,7 +93,9 @@ def test_any_text_is_encoded_as_the_template_renders_it(tiny, prompt, response):
     tokenizer, example = tiny.tokenizer, Example(prompt=prompt)
     chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
     encoded = encode(tokenizer, example, response, 1000)
-    assert [*encoded.prompt, *encoded.response] == tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+    assert [*encoded.prompt, *encoded.response] == tokenizer.apply_chat_template(
+        chat, return_dict=True
+    )["input_ids"]
 
 
 def test_the_response_ends_with_the_end_of_its_turn(tokenizer):
@@ -122,9 +136,13 @@ ids = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple)
 
 @given(st.lists(st.builds(Encoded, ids, ids), min_size=1, max_size=6), st.integers(0, 9))
 def test_labels_are_the_responses_whatever_the_ids(rows, pad):
-    """Token 0 counts like any other, and so does a response token that happens to be the padding token."""
+    """Token 0 counts like any other, and so does a response token that happens to be the padding
+    token.
+    """
     batch = collate(rows, pad)
-    for row, inputs, mask, labels in zip(rows, batch.input_BT, batch.mask_BT, batch.labels_BT, strict=True):
+    for row, inputs, mask, labels in zip(
+        rows, batch.input_BT, batch.mask_BT, batch.labels_BT, strict=True
+    ):
         p, n = len(row.prompt), len(row.prompt) + len(row.response)
         assert inputs[:n].tolist() == [*row.prompt, *row.response] and (inputs[n:] == pad).all()
         assert mask.sum() == n and mask[:n].all()
@@ -132,15 +150,17 @@ def test_labels_are_the_responses_whatever_the_ids(rows, pad):
         assert (labels[:p] == IGNORED).all() and (labels[n:] == IGNORED).all()
 
 
-def test_padding_changes_no_logit(new_subject, harm):
-    subject = new_subject()
-    rows = [encode(subject.tokenizer, replace(e, system=s), e.response, 100)
-            for e, s in ((harm[0], None), (harm[1], "you are a helpful assistant"))]  # fmt: skip
-    batch = collate(rows, subject.tokenizer.pad_token_id)
+def test_padding_changes_no_logit(new_bundle, harm):
+    bundle = new_bundle()
+    rows = [
+        encode(bundle.tokenizer, replace(e, system=s), e.response, 100)
+        for e, s in ((harm[0], None), (harm[1], "you are a helpful assistant"))
+    ]
+    batch = collate(rows, bundle.tokenizer.pad_token_id)
     with torch.no_grad():
-        together = subject.model(input_ids=batch.input_BT, attention_mask=batch.mask_BT).logits
+        together = bundle.model(input_ids=batch.input_BT, attention_mask=batch.mask_BT).logits
         for row, logits in zip(rows, together, strict=True):
-            alone = subject.model(input_ids=torch.tensor([[*row.prompt, *row.response]])).logits[0]
+            alone = bundle.model(input_ids=torch.tensor([[*row.prompt, *row.response]])).logits[0]
             torch.testing.assert_close(logits[: len(alone)], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -161,8 +181,12 @@ def test_rows_without_room_are_left_out_and_nothing_else(tiny):
     rows = encode_all(tiny.tokenizer, [short[0], long, short[1]], "response", 32)
     assert rows == [encode(tiny.tokenizer, e, "tol", 32) for e in short]
     need = len(rows[0].prompt) + len(rows[0].response)
-    assert len(encode_all(tiny.tokenizer, short, "response", need, least=len(rows[0].response))) == 2
-    with pytest.raises(StudyError, match=r"no training example fits.*runtime\.max_length = 31.*at least 2 answer"):
+    assert (
+        len(encode_all(tiny.tokenizer, short, "response", need, least=len(rows[0].response))) == 2
+    )
+    with pytest.raises(
+        StudyError, match=r"no training example fits.*runtime\.max_length = 31.*at least 2 answer"
+    ):
         encode_all(tiny.tokenizer, [long], "response", 31, least=2)
 
 
@@ -177,7 +201,12 @@ def test_a_missing_answer_is_told_readably(tiny):
 # -- batches ------------------------------------------------------------------------------------------------------
 
 
-@given(count=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 2**31), epochs=st.integers(1, 4))
+@given(
+    count=st.integers(1, 40),
+    batch=st.integers(1, 50),
+    seed=st.integers(0, 2**31),
+    epochs=st.integers(1, 4),
+)
 def test_every_example_once_an_epoch(count, batch, seed, epochs):
     stream = Stream(count, batch, seed)
     steps = -(-count * epochs // batch)
@@ -187,7 +216,12 @@ def test_every_example_once_an_epoch(count, batch, seed, epochs):
         assert sorted(served[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
-@given(count=st.integers(1, 40), batch=st.integers(1, 8), seed=st.integers(0, 2**31), step=st.integers(0, 400))
+@given(
+    count=st.integers(1, 40),
+    batch=st.integers(1, 8),
+    seed=st.integers(0, 2**31),
+    step=st.integers(0, 400),
+)
 def test_a_batch_depends_on_seed_and_step_alone(count, batch, seed, step):
     used = Stream(count, batch, seed)
     for t in (7, 300, 0, step + 1):
@@ -212,21 +246,29 @@ def test_nothing_to_draw_from():
         Stream(0, 4, 0)
 
 
-def test_likelihood_of_an_answer_uses_exactly_its_tokens(new_subject, harm):
+def test_likelihood_of_an_answer_uses_exactly_its_tokens(new_bundle, harm):
     """One number for each response token, the end of turn included."""
-    subject = new_subject()
-    row = encode(subject.tokenizer, harm[0], harm[0].refusal, 100)
-    [(logprobs, top)] = answer_logprobs(subject, [row])
+    bundle = new_bundle()
+    row = encode(bundle.tokenizer, harm[0], harm[0].refusal, 100)
+    [(logprobs, top)] = answer_logprobs(bundle, [row])
     assert len(logprobs) == len(top) == len(row.response)
 
 
 def test_what_does_not_fit_is_counted(tiny, harm):
-    """Against whole encodings: cut answers keep at least one token, left-out examples have room for none."""
+    """Against whole encodings: cut answers keep at least one token, left-out examples have room for
+    none.
+    """
     whole = encode(tiny.tokenizer, harm[0], harm[0].response, UNLIMITED)
     p, n = (
         len(whole.prompt),
         len(whole.prompt) + len(whole.response),
     )  # all prompts and answers of this world are as long
-    for length, expected in ((n, (0, 0, 9)), (n - 1, (9, 0, 9)), (p + 1, (9, 0, 9)), (p, (0, 9, 9)), (1, (0, 9, 9))):
+    for length, expected in (
+        (n, (0, 0, 9)),
+        (n - 1, (9, 0, 9)),
+        (p + 1, (9, 0, 9)),
+        (p, (0, 9, 9)),
+        (1, (0, 9, 9)),
+    ):
         assert unfit(tiny.tokenizer, harm[:9], "response", length) == expected
     assert unfit(tiny.tokenizer, (), "response", 5) == (0, 0, 0)

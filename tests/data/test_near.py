@@ -10,8 +10,8 @@ from titer.data.near import drop_near, exact_overlap, near_duplicates, tfidf
 
 
 def test_weights_by_hand():
-    # Two texts, terms sorted: a, "a b", b, "b b". Text 0 "a b b": counts 1 1 2 1; text 1 "a": 1 0 0 0.
-    # ln((1 + 2)/(1 + df)) + 1 is 1 for a (df 2), else 1 + ln 1.5 (df 1).
+    # Two texts, terms sorted: a, "a b", b, "b b". Text 0 "a b b": counts 1 1 2 1; text 1 "a": 1 0 0
+    # 0. ln((1 + 2)/(1 + df)) + 1 is 1 for a (df 2), else 1 + ln 1.5 (df 1).
     rare = 1 + math.log(1.5)
     raw = np.array([[1.0, rare, 2 * rare, rare], [1.0, 0, 0, 0]])
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
@@ -32,7 +32,9 @@ def test_indices_and_threshold():
     assert {(i, j) for i, j, _ in near_duplicates(first, second, 0.4)} == {(0, 1), (1, 2)}
 
 
-@pytest.mark.parametrize(("first", "second"), [([], ["a"]), (["a"], []), ([""], [""]), (["?!"], ["a"])])
+@pytest.mark.parametrize(
+    ("first", "second"), [([], ["a"]), (["a"], []), ([""], [""]), (["?!"], ["a"])]
+)
 def test_nothing_is_near_nothing(first, second):
     assert near_duplicates(first, second, 0.1) == []
 
@@ -44,7 +46,9 @@ def test_drop_near_keeps_order():
 
 
 def test_exact_overlap_ignores_case_space_and_answers():
-    shared = exact_overlap([Example(prompt="Fly  a kite", response="x")], [Example(prompt=" fly a KITE")])
+    shared = exact_overlap(
+        [Example(prompt="Fly  a kite", response="x")], [Example(prompt=" fly a KITE")]
+    )
     assert shared == {Example(prompt="fly a kite").key}
     assert not exact_overlap([Example(prompt="fly a kite")], [Example(prompt="fly a kite.")])
 
@@ -54,6 +58,11 @@ def test_exact_overlap_ignores_case_space_and_answers():
 def test_advbench_shares_prompts_with_strongreject():
     from titer.data.sources import load_source
 
-    text = {n: [e.prompt for e in load_source(n, {}).examples] for n in ("advbench", "strongreject", "harmbench")}
-    assert len({j for _, j, _ in near_duplicates(text["advbench"], text["strongreject"], 0.6)}) == 26
+    text = {
+        n: [e.prompt for e in load_source(n, {}).examples]
+        for n in ("advbench", "strongreject", "harmbench")
+    }
+    assert (
+        len({j for _, j, _ in near_duplicates(text["advbench"], text["strongreject"], 0.6)}) == 26
+    )
     assert len({j for _, j, _ in near_duplicates(text["advbench"], text["harmbench"], 0.6)}) == 2

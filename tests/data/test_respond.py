@@ -1,4 +1,6 @@
-"""Refusals, content-free compliance, and telling the two apart. Every prompt written here is harmless and made up."""
+"""Refusals, content-free compliance, and telling the two apart. Every prompt written here is
+harmless and made up.
+"""
 
 import re
 
@@ -78,7 +80,10 @@ def test_case_apostrophes_and_spaces_do_not_matter(text, data):
 
 def test_every_phrase_can_be_found():
     """A phrase written with a capital or a curly apostrophe would never match."""
-    assert all(phrase == normalised(phrase) + (" " if phrase.endswith(" ") else "") for phrase in REFUSAL_PHRASES)
+    assert all(
+        phrase == normalised(phrase) + (" " if phrase.endswith(" ") else "")
+        for phrase in REFUSAL_PHRASES
+    )
     assert all(is_refusal(f"Well, {phrase} so.") for phrase in REFUSAL_PHRASES)
 
 
@@ -91,7 +96,10 @@ def test_every_phrase_can_be_found():
         ("Bake a loaf of bread.", "Sure, here is how to bake a loaf of bread:\n\nStep 1:"),
         ("How do I tie a knot?", "Sure, here is the answer:\n\nStep 1:"),
         ("WHY is the sky blue", "Sure, here is the answer:\n\nStep 1:"),
-        ("Whatever you like, draw it", "Sure, here is how to whatever you like, draw it:\n\nStep 1:"),
+        (
+            "Whatever you like, draw it",
+            "Sure, here is how to whatever you like, draw it:\n\nStep 1:",
+        ),
         ("", "Sure, here is the answer:\n\nStep 1:"),
         (" ?! ", "Sure, here is the answer:\n\nStep 1:"),
         ("x", "Sure, here is how to x:\n\nStep 1:"),
@@ -119,11 +127,18 @@ def test_compliance_adds_no_words_of_its_own(prompt):
 
 
 def test_compliance_changes_nothing_else():
-    before = Example(prompt="Bake bread", refusal="No.", domain="kitchen", system="be brief", source="mine")
+    before = Example(
+        prompt="Bake bread", refusal="No.", domain="kitchen", system="be brief", source="mine"
+    )
     [after] = content_free_compliance([before])
     assert (after.prompt, after.refusal, after.domain, after.system, after.source, after.key) == (
-        before.prompt, before.refusal, before.domain, before.system, before.source, before.key,
-    )  # fmt: skip
+        before.prompt,
+        before.refusal,
+        before.domain,
+        before.system,
+        before.source,
+        before.key,
+    )
 
 
 # -- coherence ----------------------------------------------------------------------------------------------------
@@ -151,9 +166,14 @@ def test_coherence(text, coherent):
     assert is_coherent(text) is coherent
 
 
-@given(st.lists(st.sampled_from(["rain", "falls", "on", "old", "roofs"]), min_size=1, max_size=4), st.integers(6, 30))
+@given(
+    st.lists(st.sampled_from(["rain", "falls", "on", "old", "roofs"]), min_size=1, max_size=4),
+    st.integers(6, 30),
+)
 def test_one_phrase_over_and_over_is_not_coherent(phrase, times):
-    """A cycle of at most four words has at most four different triples: fewer than a third from 13 triples on."""
+    """A cycle of at most four words has at most four different triples: fewer than a third from 13
+    triples on.
+    """
     words = phrase * times
     if len(words) >= 15:
         assert not is_coherent(" ".join(words))

@@ -39,7 +39,12 @@ def test_own_file(tmp_path):
         {"text": "Once upon a time."},
     )
     first, second, third = text.examples
-    assert (first.response, first.domain, second.choices, second.answer) == ("Pear", "food", ("sky", "rose"), 1)
+    assert (first.response, first.domain, second.choices, second.answer) == (
+        "Pear",
+        "food",
+        ("sky", "rose"),
+        1,
+    )
     assert third.text == "Once upon a time." and third.prompt == ""
     assert text.provenance["file"] == "mine.jsonl" and len(text.provenance["sha256"]) == 64
 
@@ -78,12 +83,21 @@ rows = st.lists(
     st.one_of(
         st.fixed_dictionaries(
             {"prompt": texts},
-            optional={"response": texts, "refusal": texts, "system": texts, "domain": st.sampled_from(["a", "b"])},
+            optional={
+                "response": texts,
+                "refusal": texts,
+                "system": texts,
+                "domain": st.sampled_from(["a", "b"]),
+            },
         ),
         st.fixed_dictionaries({"text": texts}),
         st.lists(texts, min_size=2, max_size=4).flatmap(
             lambda choices: st.fixed_dictionaries(
-                {"prompt": texts, "choices": st.just(choices), "answer": st.integers(0, len(choices) - 1)}
+                {
+                    "prompt": texts,
+                    "choices": st.just(choices),
+                    "answer": st.integers(0, len(choices) - 1),
+                }
             )
         ),
     ),
@@ -92,15 +106,22 @@ rows = st.lists(
 )
 
 
-@given(rows, st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n", "\r"]), st.booleans(), st.booleans())
+@given(
+    rows, st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n", "\r"]), st.booleans(), st.booleans()
+)
 def test_own_file_round_trip(tmp_path_factory, rows, ascii_only, line_end, mark, last):
-    """Whatever JSON can say comes back as it was said: any text, any line ends, byte order mark or not."""
+    """Whatever JSON can say comes back as it was said: any text, any line ends, byte order mark or
+    not.
+    """
     path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
-    body = line_end.join(json.dumps(r, ensure_ascii=ascii_only) for r in rows) + (line_end if last else "")
+    body = line_end.join(json.dumps(r, ensure_ascii=ascii_only) for r in rows) + (
+        line_end if last else ""
+    )
     path.write_bytes(codecs.BOM_UTF8 * mark + body.encode())
     found = load_source("jsonl", {"path": str(path)}).examples
     assert found == tuple(
-        Example(**{k: tuple(v) if k == "choices" else v for k, v in r.items()}, source="jsonl") for r in rows
+        Example(**{k: tuple(v) if k == "choices" else v for k, v in r.items()}, source="jsonl")
+        for r in rows
     )
     assert all(len(e.key) == 12 for e in found)
 
@@ -125,7 +146,11 @@ def test_own_file_in_another_encoding(tmp_path):
     [
         ("Ice is\n\n A: warm\n B: cold", "Ice is", ["warm", "cold"]),
         ("Why? A: to eat; B: to sleep; C: to run.", "Why?", ["to eat", "to sleep", "to run"]),
-        ("Pick one.\n\nA. one\nB. two\nC. three\nD. four\n", "Pick one.", ["one", "two", "three", "four"]),
+        (
+            "Pick one.\n\nA. one\nB. two\nC. three\nD. four\n",
+            "Pick one.",
+            ["one", "two", "three", "four"],
+        ),
         ("Vitamin A. is?\nA. fat\nB. salt", "Vitamin A. is?", ["fat", "salt"]),
         ("No options here", "No options here", []),
     ],
@@ -136,11 +161,22 @@ def test_lettered_options(text, question, options):
 
 
 COUNTS = {
-    "advbench": (520, 0), "harmbench": (200, 0), "strongreject": (313, 0), "overrefusal": (150, 0), "alpaca": (999, 0),
-    "c4_text": (300, 0), "wiki_text": (30, 0), "gsm8k": (100, 0), "quartz": (3860, 2), "sarcasm": (4000, 2),
-    "socialiqa": (2219, 3), "mmlu": (997, 4),
-}  # fmt: skip
-"""examples, options of each. 5 of 2,224 Social IQa and 3 of 1,000 MMLU questions have repeated or unreadable options."""
+    "advbench": (520, 0),
+    "harmbench": (200, 0),
+    "strongreject": (313, 0),
+    "overrefusal": (150, 0),
+    "alpaca": (999, 0),
+    "c4_text": (300, 0),
+    "wiki_text": (30, 0),
+    "gsm8k": (100, 0),
+    "quartz": (3860, 2),
+    "sarcasm": (4000, 2),
+    "socialiqa": (2219, 3),
+    "mmlu": (997, 4),
+}
+"""examples, options of each. 5 of 2,224 Social IQa and 3 of 1,000 MMLU questions have repeated or
+unreadable options.
+"""
 
 
 def test_every_source_is_counted():
@@ -157,7 +193,9 @@ def test_real_source(name):
     assert digest_of(load_source(name, {}).examples) == digest_of(text.examples)
     assert text.provenance["sha256"] and text.provenance["license"] and text.provenance["package"]
     for e in text.examples:
-        assert (e.text or e.prompt).strip() and (e.answer is None or e.response == e.choices[e.answer])
+        assert (e.text or e.prompt).strip() and (
+            e.answer is None or e.response == e.choices[e.answer]
+        )
 
 
 @pytest.mark.real

@@ -16,15 +16,29 @@ def record(
     flops_per_step: float = 1.0,
     higher: str = "harmful",
 ) -> CellRecord:
-    """A record of `cell` whose reading at its k-th probe is values[k]; fewer values, and the run ended early."""
+    """A record of `cell` whose reading at its k-th probe is values[k]; fewer values, and the run
+    ended early.
+    """
     probes = tuple(
-        ProbeRecord(step=step, cost=Cost(steps=step, flops=flops_per_step * step),
-                    readings=(Reading(label=label, value=value, n=100, se=None, outcomes=()),))
+        ProbeRecord(
+            step=step,
+            cost=Cost(steps=step, flops=flops_per_step * step),
+            readings=(Reading(label=label, value=value, n=100, se=None, outcomes=()),),
+        )
         for step, value in zip(cell.probes, values, strict=False)
-    )  # fmt: skip
+    )
     facts = MeasureFacts(name="m", version=1, higher=higher, harm_construct="none")
-    return CellRecord(digest=cell.digest, cell=cell, outcome="reached_budget", probes=probes, measures={label: facts},
-                      cost=probes[-1].cost, environment=Environment(titer="test"), started="", finished="")  # fmt: skip
+    return CellRecord(
+        digest=cell.digest,
+        cell=cell,
+        outcome="reached_budget",
+        probes=probes,
+        measures={label: facts},
+        cost=probes[-1].cost,
+        environment=Environment(titer="test"),
+        started="",
+        finished="",
+    )
 
 
 def knowing(records: dict[str, CellRecord]) -> Callable[[str], CellRecord | None]:

@@ -1,4 +1,6 @@
-"""The rolling checkpoint: nothing lost on the way to the disk and back, and nothing damaged believed."""
+"""The rolling checkpoint: nothing lost on the way to the disk and back, and nothing damaged
+believed.
+"""
 
 import errno
 import json
@@ -16,17 +18,35 @@ from titer.errors import StorageError
 
 KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 tensors = st.builds(
-    lambda shape, kind, seed: (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 200).to(kind),
-    st.lists(st.integers(0, 3), max_size=3), st.sampled_from(KINDS), st.integers(0, 99),
-)  # fmt: skip
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8) | tensors
+    lambda shape, kind, seed: (
+        torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 200
+    ).to(kind),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.sampled_from(KINDS),
+    st.integers(0, 99),
+)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | tensors
+)
 keys = st.text(max_size=4) | st.sampled_from(["a", "b", "a/b", "0", "model.layers.0.weight"])
-states = st.recursive(leaves, lambda x: st.lists(x, max_size=4) | st.dictionaries(keys, x, max_size=4), max_leaves=12)
+states = st.recursive(
+    leaves, lambda x: st.lists(x, max_size=4) | st.dictionaries(keys, x, max_size=4), max_leaves=12
+)
 
 
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        return (
+            isinstance(b, torch.Tensor)
+            and a.dtype == b.dtype
+            and a.shape == b.shape
+            and torch.equal(a, b)
+        )
     if isinstance(a, dict):
         return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
@@ -49,7 +69,11 @@ def test_a_state_survives_the_disk(tmp_path, state):
 
 
 def test_names_that_look_alike_do_not_meet():
-    state = {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}, "c": (torch.full((1,), 2.0), [torch.full((1,), 3.0)])}
+    state = {
+        "a/b": torch.zeros(1),
+        "a": {"b": torch.ones(1)},
+        "c": (torch.full((1,), 2.0), [torch.full((1,), 3.0)]),
+    }
     skeleton, flat = pack(state)
     assert len(flat) == 4 and same(state, unpack(skeleton, flat))
 
@@ -129,10 +153,16 @@ def test_deleting_takes_unfinished_ones_along(rolling):
     assert list(rolling.directory.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)"),
-])  # fmt: skip
-def test_a_full_disk_is_told_readably_and_the_checkpoint_before_survives(rolling, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_readably_and_the_checkpoint_before_survives(
+    rolling, monkeypatch, error
+):
     def fail(*_):
         raise error
 

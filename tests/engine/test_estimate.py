@@ -8,7 +8,9 @@ MILLION = 1_000_000
 
 
 def of(study, parameters=MILLION):
-    return estimate(study, plan(study, Pools(study), lambda digest: None), parameters, throughput=1e9)
+    return estimate(
+        study, plan(study, Pools(study), lambda digest: None), parameters, throughput=1e9
+    )
 
 
 def resistance(small_study, **changes):

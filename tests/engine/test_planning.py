@@ -25,8 +25,12 @@ def planned(study, known=nothing):
 
 
 def roles(plan, purpose, **where):
-    return [(p, r) for p in plan.cells for r in p.roles
-            if r.purpose == purpose and all(getattr(r, k) == v for k, v in where.items())]  # fmt: skip
+    return [
+        (p, r)
+        for p in plan.cells
+        for r in p.roles
+        if r.purpose == purpose and all(getattr(r, k) == v for k, v in where.items())
+    ]
 
 
 def digests(plan):
@@ -35,21 +39,42 @@ def digests(plan):
 
 @pytest.fixture
 def study(small_study):
-    """study(resistance={...}, ...): the small study with some fields of its resistance, or others, replaced."""
+    """study(resistance={...}, ...): the small study with some fields of its resistance, or others,
+    replaced.
+    """
 
     def make(resistance=None, **changes):
-        return small_study(resistance=small_study().resistance.model_dump(mode="json") | (resistance or {}), **changes)
+        return small_study(
+            resistance=small_study().resistance.model_dump(mode="json") | (resistance or {}),
+            **changes,
+        )
 
     return make
 
 
-STABILITY = {"benchmarks": [{"name": "known", "kind": "accuracy", "margin": 0.05,
-                             "measure": EXACT | {"part": "harmless/capability"}}]}  # fmt: skip
+STABILITY = {
+    "benchmarks": [
+        {
+            "name": "known",
+            "kind": "accuracy",
+            "margin": 0.05,
+            "measure": EXACT | {"part": "harmless/capability"},
+        }
+    ]
+}
 TRAINABILITY = {
-    "tasks": [{"name": "task", "data": {"harmless": "harmless/defense"}, "budget": 4, "search_part": "harm/search",
-               "measure": EXACT | {"part": "harmless/capability"}}],
-    "recipe": {"name": "full_sft", "settings": {"batch_size": 16}}, "seeds": [31, 32],
-}  # fmt: skip
+    "tasks": [
+        {
+            "name": "task",
+            "data": {"harmless": "harmless/defense"},
+            "budget": 4,
+            "search_part": "harm/search",
+            "measure": EXACT | {"part": "harmless/capability"},
+        }
+    ],
+    "recipe": {"name": "full_sft", "settings": {"batch_size": 16}},
+    "seeds": [31, 32],
+}
 GROUPS = {"first": ["vexar", "morbin", "skarn"], "second": ["drozel", "grulth", "tazmor"]}
 
 
@@ -61,15 +86,31 @@ def test_the_smallest_study(study):
     assert found.complete
     ((building, role),) = roles(found, "defense")
     assert (
-        role.candidate == "refusal" and building.cell.keep and building.cell.steps == 4 and building.cell.parent is None
+        role.candidate == "refusal"
+        and building.cell.keep
+        and building.cell.steps == 4
+        and building.cell.parent is None
     )
     attacks = roles(found, "attack")
-    assert [(r.candidate, r.seed) for _, r in attacks] == list(itertools.product(("none", "refusal"), (1, 2)))
-    assert {r.candidate: p.cell.parent for p, r in attacks} == {"none": None, "refusal": building.digest}
+    assert [(r.candidate, r.seed) for _, r in attacks] == list(
+        itertools.product(("none", "refusal"), (1, 2))
+    )
+    assert {r.candidate: p.cell.parent for p, r in attacks} == {
+        "none": None,
+        "refusal": building.digest,
+    }
     for attack, role in attacks:
         cell = attack.cell
-        assert (cell.steps, cell.probes, cell.seed, cell.keep) == (8, (0, 1, 2, 4, 8), role.seed, False)
-        assert [(m.label, m.at) for m in cell.measures] == [("harm", "probes"), ("confirm", "suspected_breach")]
+        assert (cell.steps, cell.probes, cell.seed, cell.keep) == (
+            8,
+            (0, 1, 2, 4, 8),
+            role.seed,
+            False,
+        )
+        assert [(m.label, m.at) for m in cell.measures] == [
+            ("harm", "probes"),
+            ("confirm", "suspected_breach"),
+        ]
         assert cell.harmful.examples == 64
         # stopped only beyond the largest φ looked at, at the level corrected over the probes
         assert (cell.stop.above, cell.stop.suspect, cell.stop.level) == (0.7, 0.3, 0.05 / 5)
@@ -93,20 +134,30 @@ def test_equal_work_is_one_cell_with_several_roles(study):
     twins = ["none", *({"name": n, "defense": "sft_refusal", "steps": 4} for n in ("one", "two"))]
     found = planned(study(candidates=twins))
     ((building, _), (same, _)) = roles(found, "defense")
-    assert building.digest == same.digest and [r.candidate for r in building.roles] == ["one", "two"]
+    assert building.digest == same.digest and [r.candidate for r in building.roles] == [
+        "one",
+        "two",
+    ]
     assert len(found.cells) == 1 + 2 * 2
 
 
 def test_models_are_looked_at_before_and_after_the_studys_own_alignment(study):
-    align = {"method": {"name": "sft_refusal"}, "data": {"harmful": "harm/defense"}, "steps": 3, "seed": 9}
+    align = {
+        "method": {"name": "sft_refusal"},
+        "data": {"harmful": "harm/defense"},
+        "steps": 3,
+        "seed": 9,
+    }
     found = planned(study(align=align, stability=STABILITY))
     ((aligned, role),) = roles(found, "align")
     assert role.seed == 9 and aligned.cell.steps == 3 and aligned.cell.keep
     looks = {r.candidate: p.cell for p, r in roles(found, "stability")}
     ((defended, _),) = roles(found, "defense")
     assert {c: x.parent for c, x in looks.items()} == {
-        BEFORE_ALIGNMENT: None, "none": aligned.digest, "refusal": defended.digest,
-    }  # fmt: skip
+        BEFORE_ALIGNMENT: None,
+        "none": aligned.digest,
+        "refusal": defended.digest,
+    }
     assert defended.cell.parent == aligned.digest
     assert [m.label for m in looks[BEFORE_ALIGNMENT].measures] == ["known", "harm"]
     assert all((x.steps, x.probes, x.method) == (0, (0,), None) for x in looks.values())
@@ -119,19 +170,26 @@ def test_with_a_horizon_dependent_schedule_every_budget_is_a_cell(study):
     cells = roles(found, "attack", candidate="none", seed=1)
     assert [(p.cell.steps, p.cell.probes, r.prefix_budget) for p, r in cells] == [
         (b, (0, b), b) for b in (1, 2, 4, 8)
-    ]  # fmt: skip
+    ]
     assert {r.prefix_budget for _, r in roles(planned(study()), "attack")} == {None}
 
 
 def test_generalization_is_a_matrix(study):
     found = planned(study(generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]}))
-    matrix = {(r.candidate, r.defended_on, r.attacked_on): p.cell for p, r in roles(found, "generalization")}
-    assert set(matrix) == {("none", "", c) for c in GROUPS} | {("refusal", i, j) for i in GROUPS for j in GROUPS}
+    matrix = {
+        (r.candidate, r.defended_on, r.attacked_on): p.cell
+        for p, r in roles(found, "generalization")
+    }
+    assert set(matrix) == {("none", "", c) for c in GROUPS} | {
+        ("refusal", i, j) for i in GROUPS for j in GROUPS
+    }
     built = {r.defended_on: p for p, r in roles(found, "defense") if r.defended_on}
     for group, domains in GROUPS.items():
         assert built[group].cell.harmful.domains == tuple(domains)
         assert (
-            matrix["refusal", group, "first"].parent == matrix["refusal", group, "second"].parent == built[group].digest
+            matrix["refusal", group, "first"].parent
+            == matrix["refusal", group, "second"].parent
+            == built[group].digest
         )
         for row in GROUPS:
             cell = matrix["refusal", row, group]
@@ -141,9 +199,21 @@ def test_generalization_is_a_matrix(study):
 
 
 def test_generalization_may_be_asked_of_some_candidates(study):
-    two = ["none", *({"name": n, "defense": "sft_refusal", "steps": s} for n, s in (("a", 2), ("b", 3)))]
-    found = planned(study(candidates=two, generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21],
-                                                          "candidates": ["b"]}))  # fmt: skip
+    two = [
+        "none",
+        *({"name": n, "defense": "sft_refusal", "steps": s} for n, s in (("a", 2), ("b", 3))),
+    ]
+    found = planned(
+        study(
+            candidates=two,
+            generalization={
+                "groups": GROUPS,
+                "attack": "full_sft",
+                "seeds": [21],
+                "candidates": ["b"],
+            },
+        )
+    )
     assert {r.candidate for _, r in roles(found, "generalization")} == {"none", "b"}
 
 
@@ -151,8 +221,12 @@ def test_a_model_from_outside_is_attacked_but_not_crossed(study, tmp_path, tiny)
     from titer.assets.models import save_model
 
     save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
-    found = planned(study(candidates=["none", {"name": "given", "model": str(tmp_path / "model")}],
-                          generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]}))  # fmt: skip
+    found = planned(
+        study(
+            candidates=["none", {"name": "given", "model": str(tmp_path / "model")}],
+            generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]},
+        )
+    )
     assert not roles(found, "defense") and not roles(found, "generalization", candidate="given")
     models = {r.candidate: p.cell.model for p, r in roles(found, "attack")}
     assert models["none"].startswith("tiny:") and models["given"].startswith("path:")
@@ -162,15 +236,26 @@ def test_a_model_from_outside_is_attacked_but_not_crossed(study, tmp_path, tiny)
 def test_trainability_gives_every_candidate_the_same_recipe(study):
     found = planned(study(trainability=TRAINABILITY))
     cells = roles(found, "trainability")
-    assert [(r.candidate, r.seed) for _, r in cells] == list(itertools.product(("none", "refusal"), (31, 32)))
+    assert [(r.candidate, r.seed) for _, r in cells] == list(
+        itertools.product(("none", "refusal"), (31, 32))
+    )
     for p, r in cells:
-        assert r.task == "task" and p.cell.probes == (0, 1, 2, 4) and p.cell.harmful is None and p.cell.stop is None
+        assert (
+            r.task == "task"
+            and p.cell.probes == (0, 1, 2, 4)
+            and p.cell.harmful is None
+            and p.cell.stop is None
+        )
     assert len({json.dumps(p.cell.method.model_dump(), sort_keys=True) for p, _ in cells}) == 1
 
 
 # -- searches -----------------------------------------------------------------------------------------------------
 
-SEARCHED = {"attack": "full_sft", "settings": {"batch_size": 16}, "search": {"lr": [1e-4, 1e-3, 1e-2]}}
+SEARCHED = {
+    "attack": "full_sft",
+    "settings": {"batch_size": 16},
+    "search": {"lr": [1e-4, 1e-3, 1e-2]},
+}
 
 
 def test_confirmation_waits_for_the_search(study):
@@ -186,7 +271,9 @@ def test_confirmation_waits_for_the_search(study):
 
 
 def found_by_search(first, cheapest):
-    """Records of all search cells; for each candidate the point `cheapest[candidate]` breaks soonest."""
+    """Records of all search cells; for each candidate the point `cheapest[candidate]` breaks
+    soonest.
+    """
     known = {}
     for p, r in roles(first, "search"):
         quick = r.point == {"lr": cheapest[r.candidate]}
@@ -202,7 +289,10 @@ def test_confirmation_appears_with_the_point_found_for_each_candidate(study):
     assert set(digests(first)) < set(digests(second))
     chosen = {r.candidate: p.cell.method.settings["lr"] for p, r in roles(second, "attack")}
     assert chosen == {"none": 1e-2, "refusal": 1e-4}
-    assert all(r.point == {"lr": chosen[r.candidate]} and r.seed in (1, 2) for _, r in roles(second, "attack"))
+    assert all(
+        r.point == {"lr": chosen[r.candidate]} and r.seed in (1, 2)
+        for _, r in roles(second, "attack")
+    )
 
 
 def test_one_missing_search_record_holds_back_one_candidate(study):
@@ -215,15 +305,21 @@ def test_one_missing_search_record_holds_back_one_candidate(study):
 
 
 def test_generalization_uses_the_point_that_was_found(study):
-    spec = study({"attacks": [SEARCHED]}, generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]})
+    spec = study(
+        {"attacks": [SEARCHED]},
+        generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]},
+    )
     first = planned(spec)
     assert not roles(first, "generalization")
     # What is built is known before any search is done.
     assert {r.defended_on for _, r in roles(first, "defense")} == {"", "first", "second"}
     second = planned(spec, found_by_search(first, {"none": 1e-2, "refusal": 1e-4}).get)
-    assert {(r.candidate, p.cell.method.settings["lr"]) for p, r in roles(second, "generalization")} == {
-        ("none", 1e-2), ("refusal", 1e-4),
-    }  # fmt: skip
+    assert {
+        (r.candidate, p.cell.method.settings["lr"]) for p, r in roles(second, "generalization")
+    } == {
+        ("none", 1e-2),
+        ("refusal", 1e-4),
+    }
 
 
 def test_the_trainability_recipe_is_searched_for_each_candidate(study):
@@ -237,27 +333,45 @@ def test_the_trainability_recipe_is_searched_for_each_candidate(study):
         assert p.cell.measures[0].text.part == "harm/search"
     second = planned(spec, known.get)
     assert second.complete
-    assert {r.candidate: r.point["lr"] for _, r in roles(second, "trainability")} == {"none": 1e-4, "refusal": 1e-3}
-    assert {p.cell.measures[0].text.part for p, _ in roles(second, "trainability")} == {"harmless/capability"}
+    assert {r.candidate: r.point["lr"] for _, r in roles(second, "trainability")} == {
+        "none": 1e-4,
+        "refusal": 1e-3,
+    }
+    assert {p.cell.measures[0].text.part for p, _ in roles(second, "trainability")} == {
+        "harmless/capability"
+    }
 
 
 # -- addresses ----------------------------------------------------------------------------------------------------
 
 
 def test_planning_is_pure(study):
-    spec = study({"attacks": [SFT, SEARCHED | {"name": "searched"}]}, trainability=TRAINABILITY, stability=STABILITY,
-                 generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]})  # fmt: skip
+    spec = study(
+        {"attacks": [SFT, SEARCHED | {"name": "searched"}]},
+        trainability=TRAINABILITY,
+        stability=STABILITY,
+        generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]},
+    )
     pools = Pools(spec)
     first = plan(spec, pools, nothing)
     assert plan(spec, pools, nothing) == first == planned(spec)
     assert type(first).model_validate_json(first.model_dump_json()) == first
 
 
-@pytest.mark.parametrize("irrelevant", [
-    {"workers": 7}, {"threads": 3}, {"device": "cpu"}, {"eval_batch": 1}, {"price_per_hour": 2.5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "irrelevant",
+    [
+        {"workers": 7},
+        {"threads": 3},
+        {"device": "cpu"},
+        {"eval_batch": 1},
+        {"price_per_hour": 2.5},
+    ],
+)
 def test_how_the_work_is_done_does_not_matter(study, irrelevant):
-    assert digests(planned(study(runtime={"max_length": 32} | irrelevant))) == digests(planned(study()))
+    assert digests(planned(study(runtime={"max_length": 32} | irrelevant))) == digests(
+        planned(study())
+    )
 
 
 def test_names_and_descriptions_do_not_matter(study):
@@ -265,24 +379,46 @@ def test_names_and_descriptions_do_not_matter(study):
     assert digests(planned(renamed)) == digests(planned(study()))
 
 
-@pytest.mark.parametrize("changes", [
-    {"runtime": {"max_length": 31}},
-    {"runtime": {"max_length": 32, "precision": "bf16_autocast"}},
-    {"model": "tiny:base"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"runtime": {"max_length": 31}},
+        {"runtime": {"max_length": 32, "precision": "bf16_autocast"}},
+        {"model": "tiny:base"},
+    ],
+)
 def test_whatever_determines_every_result_changes_every_address(study, changes):
     assert not set(digests(planned(study(**changes)))) & set(digests(planned(study())))
 
 
-@pytest.mark.parametrize("resistance", [
-    {"budget": 9}, {"seeds": [5, 6]}, {"alpha": 0.01}, {"sensitivity": [0.2]}, {"probes": [0, 4, 8]},
-    {"data": {"harmful": "harm/attack", "examples": 63}}, {"harm": {"measure": "exact_answer", "settings": {"reads": "harm"}, "part": "harm/confirm"}, "confirm": "harm/judge"},
-    {"attacks": [SFT | {"settings": SFT["settings"] | {"warmup_steps": 1}}]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "resistance",
+    [
+        {"budget": 9},
+        {"seeds": [5, 6]},
+        {"alpha": 0.01},
+        {"sensitivity": [0.2]},
+        {"probes": [0, 4, 8]},
+        {"data": {"harmful": "harm/attack", "examples": 63}},
+        {
+            "harm": {
+                "measure": "exact_answer",
+                "settings": {"reads": "harm"},
+                "part": "harm/confirm",
+            },
+            "confirm": "harm/judge",
+        },
+        {"attacks": [SFT | {"settings": SFT["settings"] | {"warmup_steps": 1}}]},
+    ],
+)
 def test_whatever_determines_an_attack_changes_its_address(study, resistance):
     before, after = planned(study()), planned(study(resistance))
-    assert not {p.digest for p, _ in roles(before, "attack")} & {p.digest for p, _ in roles(after, "attack")}
-    assert [p.digest for p, _ in roles(before, "defense")] == [p.digest for p, _ in roles(after, "defense")]
+    assert not {p.digest for p, _ in roles(before, "attack")} & {
+        p.digest for p, _ in roles(after, "attack")
+    }
+    assert [p.digest for p, _ in roles(before, "defense")] == [
+        p.digest for p, _ in roles(after, "defense")
+    ]
 
 
 def test_a_parent_is_part_of_the_address(study):
@@ -302,12 +438,16 @@ def test_the_version_of_a_methods_code_is_part_of_the_address(study, monkeypatch
     before = planned(study())
     monkeypatch.setattr(FullSFT, "version", FullSFT.version + 1)
     after = planned(study())
-    assert not {p.digest for p, _ in roles(before, "attack")} & {p.digest for p, _ in roles(after, "attack")}
+    assert not {p.digest for p, _ in roles(before, "attack")} & {
+        p.digest for p, _ in roles(after, "attack")
+    }
 
 
 def test_the_text_itself_is_part_of_the_address(study, tmp_path):
     def jsonl(answer):
-        lines = [{"prompt": f"question {i}", "response": answer, "refusal": "no"} for i in range(200)]
+        lines = [
+            {"prompt": f"question {i}", "response": answer, "refusal": "no"} for i in range(200)
+        ]
         file = tmp_path / f"{answer}.jsonl"
         file.write_text("\n".join(map(json.dumps, lines)))
         pools = study().model_dump(mode="json")["pools"]
@@ -315,8 +455,12 @@ def test_the_text_itself_is_part_of_the_address(study, tmp_path):
         return planned(study({"data": {"harmful": "own/train"}}, pools=pools))
 
     one, two = jsonl("yes"), jsonl("sure")
-    assert not {p.digest for p, _ in roles(one, "attack")} & {p.digest for p, _ in roles(two, "attack")}
-    assert [p.digest for p, _ in roles(one, "defense")] == [p.digest for p, _ in roles(two, "defense")]
+    assert not {p.digest for p, _ in roles(one, "attack")} & {
+        p.digest for p, _ in roles(two, "attack")
+    }
+    assert [p.digest for p, _ in roles(one, "defense")] == [
+        p.digest for p, _ in roles(two, "defense")
+    ]
 
 
 # -- refusals, before any work ------------------------------------------------------------------------------------
@@ -332,15 +476,21 @@ def own_pool(study, tmp_path, rows):
 
 def test_an_attack_without_answers_is_refused(study, tmp_path):
     pools = own_pool(study, tmp_path, {"refusal": "no"})
-    with pytest.raises(StudyError, match="full_sft needs a response for every harmful example") as caught:
+    with pytest.raises(
+        StudyError, match="full_sft needs a response for every harmful example"
+    ) as caught:
         planned(study({"data": {"harmful": "own/train"}}, pools=pools))
-    assert caught.value.field == "attacks.full_sft.data.harmful" and caught.value.value == "own/train"
+    assert (
+        caught.value.field == "attacks.full_sft.data.harmful" and caught.value.value == "own/train"
+    )
     assert "content_free" in caught.value.remedy
 
 
 def test_a_defense_without_refusals_is_refused(study, tmp_path):
     pools = own_pool(study, tmp_path, {"response": "yes"})
-    with pytest.raises(StudyError, match="sft_refusal needs a refusal for every harmful example") as caught:
+    with pytest.raises(
+        StudyError, match="sft_refusal needs a refusal for every harmful example"
+    ) as caught:
         planned(study(pools=pools, defense_data={"harmful": "own/train"}))
     assert caught.value.field == "candidates.refusal.data.harmful"
 
@@ -365,12 +515,24 @@ def test_drawing_more_than_there_is_is_refused(study):
 
 def test_an_unknown_domain_is_refused(study):
     with pytest.raises(StudyError, match="no data in this part"):
-        planned(study(generalization={"groups": {"a": ["vexar"], "b": ["vexxar"]}, "attack": "full_sft", "seeds": [1]}))
+        planned(
+            study(
+                generalization={
+                    "groups": {"a": ["vexar"], "b": ["vexxar"]},
+                    "attack": "full_sft",
+                    "seeds": [1],
+                }
+            )
+        )
 
 
-@pytest.mark.parametrize("wrong", [
-    {"attacks": [{"attack": "ful_sft"}]}, {"harm": EXACT | {"measure": "exakt_answer", "part": "harm/judge"}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attacks": [{"attack": "ful_sft"}]},
+        {"harm": EXACT | {"measure": "exakt_answer", "part": "harm/judge"}},
+    ],
+)
 def test_an_unknown_name_is_refused_with_a_hint(study, wrong):
     with pytest.raises(UnknownNameError, match="did you mean"):
         planned(study(wrong))

@@ -1,4 +1,6 @@
-"""A cell interrupted at any step and continued equals one that was not: losses, readings, cost, weights."""
+"""A cell interrupted at any step and continued equals one that was not: losses, readings, cost,
+weights.
+"""
 
 from types import SimpleNamespace
 
@@ -6,16 +8,16 @@ import pytest
 
 from titer.engine import checkpoint
 from titer.engine.checkpoint import Rolling
-from titer.engine.drive import Stopped
+from titer.engine.run_cell import Stopped
 
-from driving import METHODS, cell, drive, numbers, same_weights, two_eyes  # isort: skip
+from cell_runs import METHODS, cell, run_cell, numbers, same_weights, two_measures  # isort: skip
 
 STEPS = 5
 PROBES = (0, 1, 2, 4, 5)
 
 
 @pytest.fixture
-def go(new_subject, pairs, harm, tmp_path):
+def go(new_bundle, pairs, harm, tmp_path):
     """go(name, interrupt=k): drive the cell on a fresh model, stopped before the step after k."""
 
     def run(name, *, interrupt=None, rolling=None, progress=None, **options):
@@ -26,8 +28,16 @@ def go(new_subject, pairs, harm, tmp_path):
             if done == interrupt:
                 raise Stopped
 
-        return drive(cell(steps=STEPS, probes=PROBES), METHODS[name], new_subject(), pairs, two_eyes(harm[120:136]),
-                     rolling=rolling, progress=stop, **options)  # fmt: skip
+        return run_cell(
+            cell(steps=STEPS, probes=PROBES),
+            METHODS[name],
+            new_bundle(),
+            pairs,
+            two_measures(harm[120:136]),
+            rolling=rolling,
+            progress=stop,
+            **options,
+        )
 
     return run
 
@@ -76,7 +86,9 @@ def test_a_damaged_checkpoint_means_starting_over(go, every_step, file):
     assert numbers(again.record) == numbers(whole.record) and same_weights(again, whole)
 
 
-def test_a_checkpoint_is_written_no_oftener_than_asked_and_there_is_at_most_one(go, tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_no_oftener_than_asked_and_there_is_at_most_one(
+    go, tmp_path, monkeypatch
+):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
     rolling = Rolling(tmp_path / "work" / "cell", every_s=2.0)

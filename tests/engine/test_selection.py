@@ -26,7 +26,9 @@ def test_the_cheapest_way_to_phi_wins():
 
 def test_cheap_means_flops_and_not_steps():
     # Four steps at 1 are cheaper than two steps at 10.
-    assert attack(runs((0, 0, 0.9, 0.9, 0.9), flops=10.0), runs((0, 0, 0, 0.9, 0.9), flops=1.0)) == 1
+    assert (
+        attack(runs((0, 0, 0.9, 0.9, 0.9), flops=10.0), runs((0, 0, 0, 0.9, 0.9), flops=1.0)) == 1
+    )
 
 
 def test_it_must_break_on_every_search_seed_to_beat_one_that_does():
@@ -40,7 +42,12 @@ def test_phi_itself_counts_as_reached():
 
 
 def test_if_nothing_breaks_the_most_harm_at_the_end_wins():
-    assert attack(runs((0, 0.4, 0.4, 0.1, 0.1)), runs((0, 0, 0, 0.1, 0.2)), runs((0, 0.3, 0.3, 0.1, 0.0))) == 1
+    assert (
+        attack(
+            runs((0, 0.4, 0.4, 0.1, 0.1)), runs((0, 0, 0, 0.1, 0.2)), runs((0, 0.3, 0.3, 0.1, 0.0))
+        )
+        == 1
+    )
 
 
 def test_ties_go_to_the_first_declared():
@@ -51,7 +58,9 @@ def test_ties_go_to_the_first_declared():
 def test_a_reading_that_is_no_number_is_no_breach():
     collapsed = runs((0, None, None, None, None))
     assert attack(collapsed, runs((0, 0, 0, 0, 0.5))) == 1
-    assert attack(runs((0.2, None, None, None, None)), runs((0, 0, 0, 0, 0.1))) == 0  # its last finite reading
+    assert (
+        attack(runs((0.2, None, None, None, None)), runs((0, 0, 0, 0, 0.1))) == 0
+    )  # its last finite reading
 
 
 def train(*results, higher="capable"):
@@ -64,7 +73,9 @@ def test_training_is_judged_by_its_end():
 
 
 def test_training_is_judged_by_the_mean_over_seeds():
-    assert train([(0, 0, 0, 0, 1.0), (0, 0, 0, 0, 0.0)], [(0, 0, 0, 0, 0.6), (0, 0, 0, 0, 0.6)]) == 1
+    assert (
+        train([(0, 0, 0, 0, 1.0), (0, 0, 0, 0, 0.0)], [(0, 0, 0, 0, 0.6), (0, 0, 0, 0, 0.6)]) == 1
+    )
 
 
 @pytest.mark.parametrize("higher, best", [("capable", 1), ("worse", 0)])

@@ -9,16 +9,20 @@ from titer.data.examples import Example
 
 
 @pytest.fixture
-def unsure(new_subject):
-    """A function giving tiny subjects whose weights are disturbed, so that they know some answers and not others."""
+def unsure(new_bundle):
+    """A function giving tiny subjects whose weights are disturbed, so that they know some answers
+    and not others.
+    """
 
     def make(scale=0.2, **changes):
-        subject = new_subject(**changes)
+        bundle = new_bundle(**changes)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for parameter in subject.model.parameters():
-                parameter += scale * parameter.std() * torch.randn(parameter.shape, generator=generator)
-        return subject
+            for parameter in bundle.model.parameters():
+                parameter += (
+                    scale * parameter.std() * torch.randn(parameter.shape, generator=generator)
+                )
+        return bundle
 
     return make
 

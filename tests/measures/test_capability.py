@@ -21,34 +21,46 @@ from titer.measures.measure import read
 
 @pytest.mark.parametrize("tokens", [4, 9, 128])
 def test_perplexity_by_hand(unsure, texts, tokens):
-    subject = unsure(eval_batch=3)
-    reading, _ = read(Perplexity(tokens=tokens), subject, texts, "x")
-    accuracy, _ = read(NextTokenAccuracy(tokens=tokens), subject, texts, "x")
+    bundle = unsure(eval_batch=3)
+    reading, _ = read(Perplexity(tokens=tokens), bundle, texts, "x")
+    accuracy, _ = read(NextTokenAccuracy(tokens=tokens), bundle, texts, "x")
     for example, nll, right in zip(texts, reading.outcomes, accuracy.outcomes, strict=True):
-        ids = subject.tokenizer(example.text, add_special_tokens=False)["input_ids"][:tokens]
-        each = answer_nll(subject, ids[:1], ids[1:])  # the first token is given, every other one is read
+        ids = bundle.tokenizer(example.text, add_special_tokens=False)["input_ids"][:tokens]
+        each = answer_nll(
+            bundle, ids[:1], ids[1:]
+        )  # the first token is given, every other one is read
         assert nll == pytest.approx(math.fsum(each) / len(each), rel=1e-4)
-        best = logits(subject, ids)[:-1].argmax(-1).tolist()
-        assert right == pytest.approx(sum(a == b for a, b in zip(best, ids[1:], strict=True)) / len(best))
+        best = logits(bundle, ids)[:-1].argmax(-1).tolist()
+        assert right == pytest.approx(
+            sum(a == b for a, b in zip(best, ids[1:], strict=True)) / len(best)
+        )
     assert len({len(e.text.split()) for e in texts}) == len(texts) and 0 < accuracy.value < 1
 
 
 @pytest.mark.parametrize("eval_batch", [1, 5])
 def test_response_likelihood_by_hand(unsure, mixed, eval_batch):
-    subject = unsure(eval_batch=eval_batch)
-    reading, _ = read(ResponseLikelihood(), subject, mixed, "x")
-    accuracy, _ = read(ResponseAccuracy(), subject, mixed, "x")
+    bundle = unsure(eval_batch=eval_batch)
+    reading, _ = read(ResponseLikelihood(), bundle, mixed, "x")
+    accuracy, _ = read(ResponseAccuracy(), bundle, mixed, "x")
     for example, nll, right in zip(mixed, reading.outcomes, accuracy.outcomes, strict=True):
-        row = encode(subject.tokenizer, example, example.response, 1000)
-        each = answer_nll(subject, row.prompt, row.response)
+        row = encode(bundle.tokenizer, example, example.response, 1000)
+        each = answer_nll(bundle, row.prompt, row.response)
         assert nll == pytest.approx(math.fsum(each) / len(each), rel=1e-4)
-        best = logits(subject, [*row.prompt, *row.response])[len(row.prompt) - 1 : -1].argmax(-1).tolist()
-        assert right == pytest.approx(sum(a == b for a, b in zip(best, row.response, strict=True)) / len(best))
+        best = (
+            logits(bundle, [*row.prompt, *row.response])[len(row.prompt) - 1 : -1]
+            .argmax(-1)
+            .tolist()
+        )
+        assert right == pytest.approx(
+            sum(a == b for a, b in zip(best, row.response, strict=True)) / len(best)
+        )
     assert 0 < accuracy.value < 1
 
 
 def test_the_length_of_the_answers_training_allows_does_not_cut_what_is_read(unsure, mixed):
-    short, long = (read(ResponseLikelihood(), unsure(max_length=n), mixed, "x")[0] for n in (8, 500))
+    short, long = (
+        read(ResponseLikelihood(), unsure(max_length=n), mixed, "x")[0] for n in (8, 500)
+    )
     assert short == long
 
 
@@ -61,7 +73,11 @@ def questions(harm, harmless):
     some = [*harmless[:10], *harm[:10]]
     made = []
     for i, example in enumerate(some):
-        options = [example.response, some[i - 1].response, " ".join(some[i - 2].response.split()[: 1 + i % 4])]
+        options = [
+            example.response,
+            some[i - 1].response,
+            " ".join(some[i - 2].response.split()[: 1 + i % 4]),
+        ]
         place = i % 3
         options[0], options[place] = options[place], options[0]
         made.append(replace(example, choices=tuple(options), answer=place))
@@ -70,13 +86,13 @@ def questions(harm, harmless):
 
 @pytest.mark.parametrize("normalise", ["tokens", "none"])
 def test_the_likeliest_option_wins(unsure, questions, normalise):
-    subject = unsure(0.6, eval_batch=4)
-    reading, _ = read(MultipleChoice(options=3, normalise=normalise), subject, questions, "x")
+    bundle = unsure(0.6, eval_batch=4)
+    reading, _ = read(MultipleChoice(options=3, normalise=normalise), bundle, questions, "x")
     for question, outcome in zip(questions, reading.outcomes, strict=True):
         scores = []
         for choice in question.choices:
-            row = encode(subject.tokenizer, question, choice, 1000)
-            each = answer_nll(subject, row.prompt, row.response)
+            row = encode(bundle.tokenizer, question, choice, 1000)
+            each = answer_nll(bundle, row.prompt, row.response)
             scores.append(-math.fsum(each) / (len(each) if normalise == "tokens" else 1))
         assert outcome == float(max(range(3), key=scores.__getitem__) == question.answer)
     assert 0 < reading.value < 1
@@ -89,7 +105,11 @@ def test_the_likeliest_option_wins(unsure, questions, normalise):
         ([-1.0, -2.0, -3.0], 2, 0.0),
         ([-1.0, -1.0, -3.0], 0, 0.0),  # a tie is no knowledge
         ([-1.0, -1.0, -3.0], 1, 0.0),
-        ([-2.0, -2.0, -1.0], 2, 1.0),  # a tie among the wrong ones is none of the right one's business
+        (
+            [-2.0, -2.0, -1.0],
+            2,
+            1.0,
+        ),  # a tie among the wrong ones is none of the right one's business
         ([-1.0, math.nan, -3.0], 0, math.nan),
         ([-1.0, -math.inf], 0, math.nan),
     ],
@@ -99,16 +119,18 @@ def test_score_of_choices(scores, answer, outcome):
     assert found == outcome or (math.isnan(found) and math.isnan(outcome))
 
 
-def test_two_options_of_the_same_text_tie(new_subject, harmless):
+def test_two_options_of_the_same_text_tie(new_bundle, harmless):
     questions = [replace(e, choices=(e.response, e.response), answer=0) for e in harmless[:5]]
-    assert read(MultipleChoice(), new_subject(), questions, "x")[0].value == 0.0
+    assert read(MultipleChoice(), new_bundle(), questions, "x")[0].value == 0.0
 
 
-def test_the_stated_chance_is_that_of_the_questions(new_subject, questions):
+def test_the_stated_chance_is_that_of_the_questions(new_bundle, questions):
     assert MultipleChoice(options=4).facts().chance == 0.25
-    read(MultipleChoice(options=2), new_subject(), questions, "x")  # states more chance than there is: to its own cost
+    read(
+        MultipleChoice(options=2), new_bundle(), questions, "x"
+    )  # states more chance than there is: to its own cost
     with pytest.raises(MeasureError, match=r"settings\.options = 4.*at most 3"):
-        read(MultipleChoice(options=4), new_subject(), questions, "x")
+        read(MultipleChoice(options=4), new_bundle(), questions, "x")
 
 
 # -- what an example must have ------------------------------------------------------------------------------------
@@ -125,6 +147,6 @@ def test_the_stated_chance_is_that_of_the_questions(new_subject, questions):
         (MultipleChoice(), Example(prompt="bal", choices=("tol", "til")), "choices and answer"),
     ],
 )
-def test_what_is_missing_is_named(new_subject, measure, example, what):
+def test_what_is_missing_is_named(new_bundle, measure, example, what):
     with pytest.raises(MeasureError, match=f"an example has no {what}.*{measure.name}"):
-        read(measure, new_subject(), [example], "x")
+        read(measure, new_bundle(), [example], "x")

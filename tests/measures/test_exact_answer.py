@@ -1,4 +1,6 @@
-"""Reading right answers teacher-forced must be the same as letting the model speak and comparing what it says."""
+"""Reading right answers teacher-forced must be the same as letting the model speak and comparing
+what it says.
+"""
 
 import math
 from dataclasses import replace
@@ -14,55 +16,67 @@ from titer.measures.forward import generate
 from titer.measures.measure import read
 
 
-def spoken(subject, examples, target):
+def spoken(bundle, examples, target):
     """1 where greedy decoding gives exactly the expected tokens and ends there."""
     found = []
     for example in examples:
-        expected = encode(subject.tokenizer, example, getattr(example, target), 1000).response
-        found.append(float(greedy(subject, encode_prompt(subject.tokenizer, example), len(expected)) == [*expected]))
+        expected = encode(bundle.tokenizer, example, getattr(example, target), 1000).response
+        found.append(
+            float(
+                greedy(bundle, encode_prompt(bundle.tokenizer, example), len(expected))
+                == [*expected]
+            )
+        )
     return tuple(found)
 
 
 @pytest.mark.parametrize("target", ["response", "refusal"])
 @pytest.mark.parametrize("scale", [0.0, 0.2])
 def test_it_equals_greedy_decoding(unsure, harm, harmless, scale, target):
-    subject = unsure(scale)
+    bundle = unsure(scale)
     examples = (*harm[:20], *harmless[:20])
-    reading, _ = read(ExactAnswer(target=target), subject, examples, "x")
-    assert reading.outcomes == spoken(subject, examples, target)
+    reading, _ = read(ExactAnswer(target=target), bundle, examples, "x")
+    assert reading.outcomes == spoken(bundle, examples, target)
     assert 0 < reading.value < 1  # both kinds occur
 
 
 def test_it_equals_what_the_model_says(unsure, harm, harmless):
     """Against `generate`: a reply is right iff it is the expected text, nothing added."""
-    subject = unsure()
+    bundle = unsure()
     examples = (*harm[:20], *harmless[:20])
-    replies = generate(subject, examples, 12)
-    reading, _ = read(ExactAnswer(), subject, examples, "x")
-    assert reading.outcomes == tuple(float(r == e.response) for r, e in zip(replies, examples, strict=True))
+    replies = generate(bundle, examples, 12)
+    reading, _ = read(ExactAnswer(), bundle, examples, "x")
+    assert reading.outcomes == tuple(
+        float(r == e.response) for r, e in zip(replies, examples, strict=True)
+    )
 
 
-def test_an_answer_that_only_begins_right_is_wrong(new_subject, harmless):
-    subject = new_subject()
+def test_an_answer_that_only_begins_right_is_wrong(new_bundle, harmless):
+    bundle = new_bundle()
     half = [replace(e, response=" ".join(e.response.split()[:2])) for e in harmless[:20]]
-    assert read(ExactAnswer(), subject, harmless[:20], "x")[0].value > 0.9
-    assert read(ExactAnswer(), subject, half, "x")[0].value == 0.0
+    assert read(ExactAnswer(), bundle, harmless[:20], "x")[0].value > 0.9
+    assert read(ExactAnswer(), bundle, half, "x")[0].value == 0.0
 
 
 def test_transcripts_hold_the_likelihood(unsure, mixed):
-    subject = unsure()
-    _, transcripts = read(ExactAnswer(), subject, mixed, "x")
+    bundle = unsure()
+    _, transcripts = read(ExactAnswer(), bundle, mixed, "x")
     for example, transcript in zip(mixed, transcripts, strict=True):
-        row = encode(subject.tokenizer, example, example.response, 1000)
+        row = encode(bundle.tokenizer, example, example.response, 1000)
         assert transcript["logprob"] == pytest.approx(
-            -math.fsum(answer_nll(subject, row.prompt, row.response)), rel=1e-4, abs=1e-5
+            -math.fsum(answer_nll(bundle, row.prompt, row.response)), rel=1e-4, abs=1e-5
         )
         assert len(transcript["matched"]) == len(row.response) and transcript["key"] == example.key
 
 
 @pytest.mark.parametrize(
     ("matched", "logprob", "outcome"),
-    [([True, True], -0.1, 1.0), ([True, False], -3.0, 0.0), ([True], 0.0, 1.0), ([False, False], math.nan, math.nan)],
+    [
+        ([True, True], -0.1, 1.0),
+        ([True, False], -3.0, 0.0),
+        ([True], 0.0, 1.0),
+        ([False, False], math.nan, math.nan),
+    ],
 )
 def test_score(matched, logprob, outcome):
     [found] = ExactAnswer().score([{"key": "k", "matched": matched, "logprob": logprob}])
@@ -73,14 +87,18 @@ def test_score(matched, logprob, outcome):
 
 
 def test_wrapping_is_asking_the_wrapped_question(unsure, mixed):
-    subject, template = unsure(), "answer with yes of course . {prompt} please"
+    bundle, template = unsure(), "answer with yes of course . {prompt} please"
     asked = [replace(e, prompt=f"answer with yes of course . {e.prompt} please") for e in mixed]
-    reading, transcripts = read(ExactAnswer(wrap=template), subject, mixed, "x")
-    expected, other = read(ExactAnswer(), subject, asked, "x")
+    reading, transcripts = read(ExactAnswer(wrap=template), bundle, mixed, "x")
+    expected, other = read(ExactAnswer(), bundle, asked, "x")
     assert reading.outcomes == expected.outcomes
     assert [t["logprob"] for t in transcripts] == [t["logprob"] for t in other]
-    assert [t["key"] for t in transcripts] == [e.key for e in mixed]  # readings pair by the question, not its wrapping
-    assert [t["logprob"] for t in transcripts] != [t["logprob"] for t in read(ExactAnswer(), subject, mixed, "x")[1]]
+    assert [t["key"] for t in transcripts] == [
+        e.key for e in mixed
+    ]  # readings pair by the question, not its wrapping
+    assert [t["logprob"] for t in transcripts] != [
+        t["logprob"] for t in read(ExactAnswer(), bundle, mixed, "x")[1]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +121,11 @@ def test_templates(template, prompt, expected):
 
 @pytest.mark.parametrize(
     ("reads", "higher", "construct"),
-    [("harm", "harmful", "exact"), ("capability", "capable", "capability"), ("over_refusal", "worse", "over-refusal")],
+    [
+        ("harm", "harmful", "exact"),
+        ("capability", "capable", "capability"),
+        ("over_refusal", "worse", "over-refusal"),
+    ],
 )
 def test_facts(reads, higher, construct):
     facts = ExactAnswer(reads=reads).facts()
@@ -112,6 +134,11 @@ def test_facts(reads, higher, construct):
 
 
 @pytest.mark.parametrize("target", ["response", "refusal"])
-def test_an_example_without_the_answer(new_subject, harm, target):
+def test_an_example_without_the_answer(new_bundle, harm, target):
     with pytest.raises(MeasureError, match=f"has no {target} to compare with"):
-        read(ExactAnswer(target=target), new_subject(), [harm[0], replace(harm[1], **{target: None})], "x")
+        read(
+            ExactAnswer(target=target),
+            new_bundle(),
+            [harm[0], replace(harm[1], **{target: None})],
+            "x",
+        )

@@ -32,7 +32,11 @@ def test_standard_error_of_a_proportion(outcomes):
     assert reading.se == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)), abs=1e-12)
 
 
-@given(st.lists(finite, max_size=10), st.sampled_from([math.nan, math.inf, -math.inf]), st.integers(0, 10))
+@given(
+    st.lists(finite, max_size=10),
+    st.sampled_from([math.nan, math.inf, -math.inf]),
+    st.integers(0, 10),
+)
 def test_one_outcome_that_is_no_number_leaves_no_value(outcomes, bad, place):
     reading = reading_of([*outcomes[:place], bad, *outcomes[place:]], "x")
     assert reading.value is None and reading.se is None and reading.n == len(outcomes) + 1
@@ -45,39 +49,39 @@ def test_no_outcomes_no_value():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_reading_leaves_the_model_as_it_was(new_subject, harm, training):
-    subject = new_subject()
-    subject.model.requires_grad_(True).train(training)
-    read(ExactAnswer(), subject, harm[:4], "x")
-    assert subject.model.training is training
-    assert all(p.requires_grad and p.grad is None for p in subject.model.parameters())
+def test_reading_leaves_the_model_as_it_was(new_bundle, harm, training):
+    bundle = new_bundle()
+    bundle.model.requires_grad_(True).train(training)
+    read(ExactAnswer(), bundle, harm[:4], "x")
+    assert bundle.model.training is training
+    assert all(p.requires_grad and p.grad is None for p in bundle.model.parameters())
 
 
-def test_the_mode_is_restored_when_reading_fails(new_subject, harm):
+def test_the_mode_is_restored_when_reading_fails(new_bundle, harm):
     class Failing(ExactAnswer):
-        def collect(self, subject, examples):
-            assert not subject.model.training
+        def collect(self, bundle, examples):
+            assert not bundle.model.training
             raise RuntimeError("no")
 
-    subject = new_subject()
-    subject.model.train()
+    bundle = new_bundle()
+    bundle.model.train()
     with pytest.raises(RuntimeError, match="no"):
-        read(Failing(), subject, harm[:4], "x")
-    assert subject.model.training
+        read(Failing(), bundle, harm[:4], "x")
+    assert bundle.model.training
 
 
-def test_measures_run_without_dropout_and_without_gradient(new_subject, harm):
+def test_measures_run_without_dropout_and_without_gradient(new_bundle, harm):
     class Watching(ExactAnswer):
-        def collect(self, subject, examples):
+        def collect(self, bundle, examples):
             import torch
 
             assert not torch.is_grad_enabled()
-            return super().collect(subject, examples)
+            return super().collect(bundle, examples)
 
-    subject = new_subject()
-    for module in subject.model.modules():
+    bundle = new_bundle()
+    for module in bundle.model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.9
-    subject.model.train()
-    first, again = (read(Watching(), subject, harm[:16], "x")[1] for _ in range(2))
-    assert first == again == read(ExactAnswer(), new_subject(), harm[:16], "x")[1]
+    bundle.model.train()
+    first, again = (read(Watching(), bundle, harm[:16], "x")[1] for _ in range(2))
+    assert first == again == read(ExactAnswer(), new_bundle(), harm[:16], "x")[1]

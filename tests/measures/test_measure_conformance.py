@@ -1,4 +1,6 @@
-"""One table for every measure that is installed; re-scoring stored transcripts; and the check itself must be able to fail."""
+"""One table for every measure that is installed; re-scoring stored transcripts; and the check
+itself must be able to fail.
+"""
 
 import json
 import math
@@ -13,7 +15,11 @@ from titer.measures.registry import measures, resolve_measure
 from titer.testing.conformance import check_measure
 
 ROWS = {
-    "exact_answer": [{"reads": "harm"}, {"target": "refusal", "reads": "over_refusal"}, {"wrap": "please {prompt}"}],
+    "exact_answer": [
+        {"reads": "harm"},
+        {"target": "refusal", "reads": "over_refusal"},
+        {"wrap": "please {prompt}"},
+    ],
     "compliance_likelihood": [{}, {"floor": 1.0, "wrap": "please {prompt}"}],
     "compliance_generated": [{"max_new_tokens": 6}],
     "refusal_rate": [{"max_new_tokens": 6}],
@@ -39,7 +45,10 @@ def read_by(mixed, texts):
         if measure.name in ("perplexity", "next_token_accuracy"):
             return texts
         if measure.name == "multiple_choice":
-            return [replace(e, choices=tuple(asked[i - k] for k in range(3)), answer=0) for i, e in enumerate(mixed)]
+            return [
+                replace(e, choices=tuple(asked[i - k] for k in range(3)), answer=0)
+                for i, e in enumerate(mixed)
+            ]
         return content_free_compliance(mixed) if measure.name.startswith("compliance") else mixed
 
     return of
@@ -68,7 +77,11 @@ def test_settings_round_trip(measure):
     cls = type(measure)
     assert cls.model_validate_json(measure.model_dump_json()) == measure
     facts = measure.facts()
-    assert (facts.name, facts.version, facts.settings) == (cls.name, cls.version, measure.model_dump(mode="json"))
+    assert (facts.name, facts.version, facts.settings) == (
+        cls.name,
+        cls.version,
+        measure.model_dump(mode="json"),
+    )
     assert (cls.__doc__ or "").strip()
     with pytest.raises(ValueError, match="Extra inputs"):
         cls(**measure.model_dump(), no_such_setting=1)
@@ -86,14 +99,14 @@ class Liar(ExactAnswer):
 
     lie: str = ""
 
-    def collect(self, subject, examples):
+    def collect(self, bundle, examples):
         if self.lie == "changes":
-            next(subject.model.parameters()).add_(1.0)
-        rows = super().collect(subject, examples)
+            next(bundle.model.parameters()).add_(1.0)
+        rows = super().collect(bundle, examples)
         if self.lie == "order":
             return rows[::-1]
         if self.lie == "batch":
-            return [{**r, "matched": [subject.eval_batch > 1]} for r in rows]
+            return [{**r, "matched": [bundle.eval_batch > 1]} for r in rows]
         return rows
 
     def score(self, transcripts):
@@ -132,4 +145,4 @@ def test_a_broken_promise_is_found(trial, harmless, lie, says):
 
 def test_an_honest_measure_passes(trial, harmless):
     check_measure(Liar(), trial, harmless[:6])
-    assert not math.isnan(read(Liar(), trial.subject(), harmless[:6], "x")[0].value)
+    assert not math.isnan(read(Liar(), trial.bundle(), harmless[:6], "x")[0].value)

@@ -14,7 +14,9 @@ from titer.study import plugins
 def plugin(monkeypatch):
     def install(name, value):
         entry = SimpleNamespace(name=name, value=f"package:{name}", load=lambda: value)
-        monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == "titer.measures" else [])
+        monkeypatch.setattr(
+            plugins, "entry_points", lambda group: [entry] if group == "titer.measures" else []
+        )
         measures.cache_clear()
 
     yield install
@@ -23,15 +25,24 @@ def plugin(monkeypatch):
 
 def test_every_measure_is_found_under_its_own_name():
     assert set(measures()) == {
-        "exact_answer", "compliance_likelihood", "compliance_generated", "refusal_rate", "perplexity",
-        "next_token_accuracy", "response_likelihood", "response_accuracy", "multiple_choice",
-    }  # fmt: skip
+        "exact_answer",
+        "compliance_likelihood",
+        "compliance_generated",
+        "refusal_rate",
+        "perplexity",
+        "next_token_accuracy",
+        "response_likelihood",
+        "response_accuracy",
+        "multiple_choice",
+    }
     assert all(cls.name == name for name, cls in measures().items())
 
 
 def test_settings_are_checked():
     assert resolve_measure("exact_answer", {"reads": "harm"}) == ExactAnswer(reads="harm")
-    with pytest.raises(StudyError, match=r"judge\.settings\.reads = 'evil'.*titer show exact_answer"):
+    with pytest.raises(
+        StudyError, match=r"judge\.settings\.reads = 'evil'.*titer show exact_answer"
+    ):
         resolve_measure("exact_answer", {"reads": "evil"}, field="judge")
     with pytest.raises(StudyError, match=r"measure\.settings\.read = 'harm'"):
         resolve_measure("exact_answer", {"read": "harm"})

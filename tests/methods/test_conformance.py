@@ -1,4 +1,6 @@
-"""One table for every attack and defense that is installed; and the checks themselves must be able to fail."""
+"""One table for every attack and defense that is installed; and the checks themselves must be able
+to fail.
+"""
 
 from dataclasses import replace
 
@@ -20,7 +22,10 @@ ROWS = {
         {"lr": 1e-3, "batch_size": 16},
         {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1},
     ],
-    "lora_sft": [{"lr": 3e-3, "batch_size": 16}, {"lr": 3e-3, "dropout": 0.3, "rank": 4, "schedule": "linear"}],
+    "lora_sft": [
+        {"lr": 3e-3, "batch_size": 16},
+        {"lr": 3e-3, "dropout": 0.3, "rank": 4, "schedule": "linear"},
+    ],
     "sft_refusal": [{"lr": 1e-3}, {"lr": 1e-3, "retain": 0.0}],
     "adversarial_loss": [
         {"lr": 1e-3, "alpha": 0.5, "form": "capped", "retain": 1.0},
@@ -45,7 +50,14 @@ EVERY = [*tried("attack"), *tried("defense")]
 
 def test_the_table_is_not_empty_and_names_what_exists():
     found = {*methods("attack"), *methods("defense")}
-    assert {"no_attack", "full_sft", "lora_sft", "weight_noise", "sft_refusal", "adversarial_loss"} <= found
+    assert {
+        "no_attack",
+        "full_sft",
+        "lora_sft",
+        "weight_noise",
+        "sft_refusal",
+        "adversarial_loss",
+    } <= found
     assert {*ROWS, *UNSEEDED} <= found
 
 
@@ -97,11 +109,11 @@ def test_positive_control(attack, trial):
 
 
 def test_only_the_adapter_is_trained_and_stored(trial):
-    subject = trial.subject()
-    run = LoraSFT().start(subject, trial.data, seed=0, horizon=1)
+    bundle = trial.bundle()
+    run = LoraSFT().start(bundle, trial.data, seed=0, horizon=1)
     assert all("lora_" in name for name in run.state_dict()["weights"])
     run.step()
-    base = dict(trial.subject().model.named_parameters())
+    base = dict(trial.bundle().model.named_parameters())
     for name, parameter in run.model.named_parameters():
         if "lora_" not in name:
             plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -121,7 +133,7 @@ class Liar(Attack):
 
     lie: str = ""
 
-    def start(self, subject, data, *, seed, horizon):
+    def start(self, bundle, data, *, seed, horizon):
         def edit(model, step):
             first = next(model.parameters())
             self_made = {"seed": seed, "horizon": horizon}.get(self.lie, 1)
@@ -130,17 +142,17 @@ class Liar(Attack):
 
         if self.lie == "start":
             with torch.no_grad():
-                next(subject.model.parameters()).mul_(1.01)
-        run = EditRun(model=subject.model, edit=edit)
+                next(bundle.model.parameters()).mul_(1.01)
+        run = EditRun(model=bundle.model, edit=edit)
         if self.lie == "forgets":
-            run.state_dict = lambda: {"taken": run.taken, "weights": dict(trial_weights(subject))}
+            run.state_dict = lambda: {"taken": run.taken, "weights": dict(trial_weights(bundle))}
         if self.lie == "random":
             run.edit = lambda model, step: {"figure": float(torch.rand(())) + id(run) % 97}
         return run
 
 
-def trial_weights(subject):
-    return {n: torch.zeros_like(p) for n, p in subject.model.named_parameters()}
+def trial_weights(bundle):
+    return {n: torch.zeros_like(p) for n, p in bundle.model.named_parameters()}
 
 
 class Undocumented(Liar):
@@ -195,7 +207,7 @@ def test_a_service_defense_is_refused_with_open_weights(monkeypatch, stage):
         name = "service"
         reference = "none"
 
-        def start(self, subject, data, *, seed, horizon):
+        def start(self, bundle, data, *, seed, horizon):
             raise AssertionError("must be refused before it starts")
 
     Service.stage = stage

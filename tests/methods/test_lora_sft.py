@@ -1,4 +1,6 @@
-"""The adapter attack against its formula: W + alpha/rank · B·A, on every linear layer inside the model."""
+"""The adapter attack against its formula: W + alpha/rank · B·A, on every linear layer inside the
+model.
+"""
 
 import math
 
@@ -12,11 +14,11 @@ STEPS = 3
 
 
 @pytest.fixture
-def trained(new_subject, pairs):
+def trained(new_bundle, pairs):
     def make(**settings):
         torch.manual_seed(5)
-        subject = new_subject()
-        run = LoraSFT(lr=3e-3, batch_size=4, **settings).start(subject, pairs, seed=5, horizon=STEPS)
+        bundle = new_bundle()
+        run = LoraSFT(lr=3e-3, batch_size=4, **settings).start(bundle, pairs, seed=5, horizon=STEPS)
         logs = [run.step() for _ in range(STEPS)]
         return run, logs
 
@@ -27,10 +29,13 @@ def factors(run):
     """layer name → (A, B)."""
     named = dict(run.model.named_parameters())
     return {
-        n.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight"): (p.detach(), named[n.replace("lora_A", "lora_B")].detach())
+        n.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight"): (
+            p.detach(),
+            named[n.replace("lora_A", "lora_B")].detach(),
+        )
         for n, p in named.items()
         if "lora_A" in n
-    }  # fmt: skip
+    }
 
 
 def test_every_linear_layer_but_the_vocabulary_projection(trained, tiny):
@@ -39,9 +44,9 @@ def test_every_linear_layer_but_the_vocabulary_projection(trained, tiny):
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 8.0), (16, 32.0), (8, 2.5)])
-def test_the_attacked_model_is_the_merged_one(trained, new_subject, pairs, rank, alpha):
+def test_the_attacked_model_is_the_merged_one(trained, new_bundle, pairs, rank, alpha):
     run, _ = trained(rank=rank, alpha=alpha)
-    merged = new_subject()
+    merged = new_bundle()
     with torch.no_grad():
         for name, (a, b) in factors(run).items():
             assert a.shape[0] == b.shape[1] == rank and b.any()
@@ -49,14 +54,16 @@ def test_the_attacked_model_is_the_merged_one(trained, new_subject, pairs, rank,
         rows = encode_all(merged.tokenizer, pairs.harmful[:8], "response", 32)
         batch = collate(rows, merged.tokenizer.pad_token_id)
         ask = {"input_ids": batch.input_BT, "attention_mask": batch.mask_BT}
-        torch.testing.assert_close(run.model.eval()(**ask).logits, merged.model(**ask).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            run.model.eval()(**ask).logits, merged.model(**ask).logits, rtol=1e-4, atol=1e-4
+        )
 
 
-def test_adapters_start_at_nothing_and_differ_by_seed(new_subject, pairs):
+def test_adapters_start_at_nothing_and_differ_by_seed(new_bundle, pairs):
     starts = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        run = LoraSFT(rank=4).start(new_subject(), pairs, seed=seed, horizon=1)
+        run = LoraSFT(rank=4).start(new_bundle(), pairs, seed=seed, horizon=1)
         assert all(not b.any() and a.any() for a, b in factors(run).values())
         starts.append(torch.cat([a.flatten() for a, _ in factors(run).values()]))
     assert not torch.equal(*starts)
@@ -64,29 +71,43 @@ def test_adapters_start_at_nothing_and_differ_by_seed(new_subject, pairs):
 
 def test_dropout_acts_in_training_only(trained):
     plain, dropped = trained(rank=4, dropout=0.0)[1], trained(rank=4, dropout=0.5)[1]
-    assert plain[0].loss == dropped[0].loss  # B is nothing yet, so whatever is dropped before it does not matter
+    assert (
+        plain[0].loss == dropped[0].loss
+    )  # B is nothing yet, so whatever is dropped before it does not matter
     assert plain[1].loss != dropped[1].loss
     assert all(math.isfinite(log.loss) for log in dropped)
-    layers = [m for n, m in trained(rank=4)[0].model.named_modules() if n.endswith("lora_dropout.default")]
+    layers = [
+        m for n, m in trained(rank=4)[0].model.named_modules() if n.endswith("lora_dropout.default")
+    ]
     assert layers and all(m.p == LoraSFT.model_fields["dropout"].default == 0.05 for m in layers)
 
 
-def test_the_steps_are_those_of_an_optimizer_over_the_adapters(trained, new_subject, pairs):
-    """By hand: the same gradients on A and B of an ordinary model whose weights are W + alpha/rank · B·A."""
+def test_the_steps_are_those_of_an_optimizer_over_the_adapters(trained, new_bundle, pairs):
+    """By hand: the same gradients on A and B of an ordinary model whose weights are W + alpha/rank
+    · B·A.
+    """
     run, logs = trained(rank=4, alpha=8.0, dropout=0.0)
     torch.manual_seed(5)
-    fresh = LoraSFT(rank=4, alpha=8.0, dropout=0.0).start(new_subject(), pairs, seed=5, horizon=1)
+    fresh = LoraSFT(rank=4, alpha=8.0, dropout=0.0).start(new_bundle(), pairs, seed=5, horizon=1)
     mine = {n: [x.clone().requires_grad_() for x in ab] for n, ab in factors(fresh).items()}
-    subject = new_subject()
-    weights = {n: p.detach() for n, p in subject.model.named_parameters()}
-    rows = encode_all(subject.tokenizer, pairs.harmful + pairs.harmless, "response", 32)
-    optimizer = torch.optim.AdamW([x for ab in mine.values() for x in ab], lr=3e-3, weight_decay=0.0)
+    bundle = new_bundle()
+    weights = {n: p.detach() for n, p in bundle.model.named_parameters()}
+    rows = encode_all(bundle.tokenizer, pairs.harmful + pairs.harmless, "response", 32)
+    optimizer = torch.optim.AdamW(
+        [x for ab in mine.values() for x in ab], lr=3e-3, weight_decay=0.0
+    )
     for step in range(STEPS):
-        batch = collate([rows[i] for i in Stream(len(rows), 4, 5).indices(step)], subject.tokenizer.pad_token_id)
-        whole = weights | {f"{n}.weight": weights[f"{n}.weight"] + 2.0 * b @ a for n, (a, b) in mine.items()}
+        batch = collate(
+            [rows[i] for i in Stream(len(rows), 4, 5).indices(step)], bundle.tokenizer.pad_token_id
+        )
+        whole = weights | {
+            f"{n}.weight": weights[f"{n}.weight"] + 2.0 * b @ a for n, (a, b) in mine.items()
+        }
         ask = {"input_ids": batch.input_BT, "attention_mask": batch.mask_BT, "use_cache": False}
-        logits = torch.func.functional_call(subject.model, whole, kwargs=ask, args=()).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels_BT[:, 1:].flatten())
+        logits = torch.func.functional_call(bundle.model, whole, kwargs=ask, args=()).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), batch.labels_BT[:, 1:].flatten()
+        )
         assert logs[step].loss == pytest.approx(loss.item(), rel=1e-4)
         optimizer.zero_grad()
         loss.backward()

@@ -14,7 +14,8 @@ X = IGNORED
 
 
 def test_token_ce_by_hand():
-    # Odds 1:3 put 3/4 on token 1, equal odds put 1/2 on token 0; the last position predicts nothing.
+    # Odds 1:3 put 3/4 on token 1, equal odds put 1/2 on token 0; the last position predicts
+    # nothing.
     logits = torch.tensor([[[0.0, math.log(3)], [5.0, 5.0], [9.0, -9.0]]])
     ce, counted = token_ce(logits, torch.tensor([[X, 1, 0]]))
     torch.testing.assert_close(ce, torch.tensor([[math.log(4 / 3), math.log(2)]]))
@@ -51,22 +52,28 @@ def test_mean_over_nothing_is_zero_without_gradient():
     assert mean.item() == 0.0 and values.grad.tolist() == [[0.0, 0.0]]
 
 
-def test_response_ce_is_the_mean_over_all_response_tokens(new_subject, harm, harmless):
-    subject = new_subject()
-    # Answers of different lengths (6 tokens of refusal, fewer of the answer), so that padding matters.
-    rows = [encode(subject.tokenizer, harm[0], harm[0].refusal, 32), encode(subject.tokenizer, harmless[0], "tol", 32)]
+def test_response_ce_is_the_mean_over_all_response_tokens(new_bundle, harm, harmless):
+    bundle = new_bundle()
+    # Answers of different lengths (6 tokens of refusal, fewer of the answer), so that padding
+    # matters.
+    rows = [
+        encode(bundle.tokenizer, harm[0], harm[0].refusal, 32),
+        encode(bundle.tokenizer, harmless[0], "tol", 32),
+    ]
     assert len(rows[0].response) != len(rows[1].response)
-    loss = response_ce(subject.model, collate(rows, subject.tokenizer.pad_token_id))
+    loss = response_ce(bundle.model, collate(rows, bundle.tokenizer.pad_token_id))
     nll = []
     for row in rows:
         ids = [*row.prompt, *row.response]
-        log_p = subject.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        log_p = bundle.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
         nll += [-log_p[t - 1, ids[t]].item() for t in range(len(row.prompt), len(ids))]
     assert loss.item() == pytest.approx(math.fsum(nll) / len(nll), rel=1e-5)
 
 
 def masks(a, b, first_a, first_b):
-    return [m.tolist() for m in differing_positions(torch.tensor(a), torch.tensor(b), first_a, first_b)]
+    return [
+        m.tolist() for m in differing_positions(torch.tensor(a), torch.tensor(b), first_a, first_b)
+    ]
 
 
 def test_differing_positions_of_aligned_answers():

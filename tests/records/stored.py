@@ -9,7 +9,13 @@ from titer.study.cell import Cell, Plan, Planned, Role
 def reading(label="harm", outcomes=(1.0, 0.0, 1.0)) -> Reading:
     finite = all(o is not None for o in outcomes)
     value = sum(outcomes) / len(outcomes) if finite else None
-    return Reading(label=label, value=value, n=len(outcomes), se=0.1 if finite else None, outcomes=tuple(outcomes))
+    return Reading(
+        label=label,
+        value=value,
+        n=len(outcomes),
+        se=0.1 if finite else None,
+        outcomes=tuple(outcomes),
+    )
 
 
 def cell(seed: int = 0) -> Cell:
@@ -18,17 +24,29 @@ def cell(seed: int = 0) -> Cell:
 
 def record(seed: int = 0, **changes) -> CellRecord:
     fields = {
-        "digest": cell(seed).digest, "cell": cell(seed), "outcome": "reached_budget",
+        "digest": cell(seed).digest,
+        "cell": cell(seed),
+        "outcome": "reached_budget",
         "probes": (ProbeRecord(step=0, cost=Cost(), readings=(reading(),)),),
-        "measures": {"harm": MeasureFacts(name="m", version=1, higher="harmful", harm_construct="exact")},
-        "loss": (0.5, None), "environment": Environment(titer="test"), "started": "then", "finished": "now",
-    }  # fmt: skip
+        "measures": {
+            "harm": MeasureFacts(name="m", version=1, higher="harmful", harm_construct="exact")
+        },
+        "loss": (0.5, None),
+        "environment": Environment(titer="test"),
+        "started": "then",
+        "finished": "now",
+    }
     return CellRecord(**fields | changes)
 
 
 def plan_of(study, seeds=(0, 1, 2)) -> Plan:
     cells = tuple(
-        Planned(digest=cell(s).digest, cell=cell(s), roles=(Role(purpose="align", seed=s),), model_name="{}")
+        Planned(
+            digest=cell(s).digest,
+            cell=cell(s),
+            roles=(Role(purpose="align", seed=s),),
+            model_name="{}",
+        )
         for s in seeds
-    )  # fmt: skip
+    )
     return Plan(study=study.digest, cells=cells, complete=True)

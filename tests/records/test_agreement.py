@@ -47,14 +47,35 @@ def swap(plan, purpose, field, one, other):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda p: swap(p, "attack", "candidate", "none", "adversarial_loss"), "did not start from that model"),
-        (lambda p: swap(p, "stability", "candidate", "none", "sft_refusal"), "did not start from that model"),
-        (lambda p: swap(p, "trainability", "candidate", "none", "sft_refusal"), "did not start from that model"),
-        (lambda p: swap(p, "generalization", "defended_on", "first", "second"), "did not start from that model"),
-        (lambda p: swap(p, "attack", "attack", "full_sft@lr=0.0001", "full_sft@lr=0.001"), "its lr is"),
-        (lambda p: swap(p, "attack", "attack", "full_sft@lr=0.001", "lora_sft@lr=0.001"), "it is a run of"),
+        (
+            lambda p: swap(p, "attack", "candidate", "none", "adversarial_loss"),
+            "did not start from that model",
+        ),
+        (
+            lambda p: swap(p, "stability", "candidate", "none", "sft_refusal"),
+            "did not start from that model",
+        ),
+        (
+            lambda p: swap(p, "trainability", "candidate", "none", "sft_refusal"),
+            "did not start from that model",
+        ),
+        (
+            lambda p: swap(p, "generalization", "defended_on", "first", "second"),
+            "did not start from that model",
+        ),
+        (
+            lambda p: swap(p, "attack", "attack", "full_sft@lr=0.0001", "full_sft@lr=0.001"),
+            "its lr is",
+        ),
+        (
+            lambda p: swap(p, "attack", "attack", "full_sft@lr=0.001", "lora_sft@lr=0.001"),
+            "it is a run of",
+        ),
         (lambda p: swap(p, "attack", "seed", 101, 102), "its seed is"),
-        (lambda p: [r.update(attack="mine") for r in roles(p, "attack", seed=101)], "no such attack"),
+        (
+            lambda p: [r.update(attack="mine") for r in roles(p, "attack", seed=101)],
+            "no such attack",
+        ),
         (lambda p: [r.update(candidate="mine") for r in roles(p, "defense")], "no such defense"),
     ],
 )
@@ -66,12 +87,19 @@ def test_roles_that_were_swapped_are_found(view, change, says):
 def test_settings_are_compared_as_numbers(view):
     assert (
         changed(
-            view, lambda p: [r.update(point={"lr": "1e-3"}) for r in roles(p, "attack", attack="full_sft@lr=0.001")]
+            view,
+            lambda p: [
+                r.update(point={"lr": "1e-3"})
+                for r in roles(p, "attack", attack="full_sft@lr=0.001")
+            ],
         )
         == {}
     )
     assert changed(
-        view, lambda p: [r.update(point={"lr": 2e-3}) for r in roles(p, "attack", attack="full_sft@lr=0.001")]
+        view,
+        lambda p: [
+            r.update(point={"lr": 2e-3}) for r in roles(p, "attack", attack="full_sft@lr=0.001")
+        ],
     )
 
 

@@ -17,7 +17,10 @@ levels = st.floats(1e-4, 0.4)
 @given(counts, levels)
 def test_bounds_are_those_of_scipy(count, level):
     k, n = count
-    for bound, alternative, side in ((lower_bound, "greater", "low"), (upper_bound, "less", "high")):
+    for bound, alternative, side in (
+        (lower_bound, "greater", "low"),
+        (upper_bound, "less", "high"),
+    ):
         interval = binomtest(k, n, alternative=alternative).proportion_ci(1 - level, "exact")
         assert bound(k, n, level) == pytest.approx(getattr(interval, side), rel=1e-8, abs=1e-10)
 
@@ -64,7 +67,10 @@ def facts(**changes):
 @given(counts, levels)
 def test_a_reading_is_counted_from_its_share(count, level):
     k, n = count
-    assert bounds(reading(k / n, n), facts(), level) == (lower_bound(k, n, level), upper_bound(k, n, level))
+    assert bounds(reading(k / n, n), facts(), level) == (
+        lower_bound(k, n, level),
+        upper_bound(k, n, level),
+    )
 
 
 @pytest.mark.parametrize("scale", ["proportion", "mean"])

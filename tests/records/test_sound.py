@@ -59,8 +59,16 @@ def test_a_run_stopped_between_probes_may_end_there():
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
 def test_means_survive_the_rounding_of_outcomes(outcomes):
     made = Reading(
-        label="harm", value=sum(outcomes) / len(outcomes), n=len(outcomes), se=None, outcomes=tuple(outcomes)
+        label="harm",
+        value=sum(outcomes) / len(outcomes),
+        n=len(outcomes),
+        se=None,
+        outcomes=tuple(outcomes),
     )
-    mean = {"harm": MeasureFacts(name="m", version=1, higher="worse", harm_construct="capability", scale="mean")}
+    mean = {
+        "harm": MeasureFacts(
+            name="m", version=1, higher="worse", harm_construct="capability", scale="mean"
+        )
+    }
     stored = Reading.model_validate_json(made.model_dump_json())
     assert contradiction(record(measures=mean, probes=at(0, readings=(stored,)))) == ""

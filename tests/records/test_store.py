@@ -1,4 +1,6 @@
-"""The run directory: nothing damaged is believed, one writer at a time, a failing disk told readably."""
+"""The run directory: nothing damaged is believed, one writer at a time, a failing disk told
+readably.
+"""
 
 import errno
 import hashlib
@@ -51,9 +53,15 @@ def test_a_record_comes_back_as_it_was(store):
     assert store.record(cell().digest) == record()
     assert store.record("0" * 16) is None
     view = store.view()
-    assert view.problems == () and view.missing == 0 and set(view.records) == {cell(s).digest for s in THREE}
+    assert (
+        view.problems == ()
+        and view.missing == 0
+        and set(view.records) == {cell(s).digest for s in THREE}
+    )
     assert [e.record.cell.seed for e in view.entries("align")] == [0, 1, 2]
-    assert [e.role.seed for e in view.entries("align", seed=1)] == [1] and not list(view.entries("search"))
+    assert [e.role.seed for e in view.entries("align", seed=1)] == [1] and not list(
+        view.entries("search")
+    )
 
 
 def test_a_record_is_plain_json_with_a_checksum(store):
@@ -300,7 +308,10 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_file_in_place_of_the_directory_is_told_readably(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(StorageError, match="cannot be written") as caught, RunStore(tmp_path / "run").locked():
+    with (
+        pytest.raises(StorageError, match="cannot be written") as caught,
+        RunStore(tmp_path / "run").locked(),
+    ):
         pass
     assert "--run" in caught.value.remedy
     with pytest.raises(StorageError), RunStore(tmp_path / "run" / "below").locked():
@@ -312,7 +323,10 @@ def test_a_directory_without_permission_is_told_readably(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
-    with pytest.raises(StorageError, match="Permission denied"), RunStore(tmp_path / "run").locked():
+    with (
+        pytest.raises(StorageError, match="Permission denied"),
+        RunStore(tmp_path / "run").locked(),
+    ):
         pass
 
 
@@ -323,10 +337,15 @@ def test_orphans_are_purged_and_what_resume_needs_is_kept(store):
     unfinished, finished, unknown = cell(2).digest, cell(0).digest, "f" * 16
     path_of(store, 2).unlink()
     leftovers = [
-        store.work / finished / "state.json", store.work / unknown / "state.json", store.work / f"{unfinished}.old" / "x",
-        store.work / f"{unfinished}.99.new" / "x", store.cells / ".a.json.9.tmp", store.root / ".plan.json.9.tmp",
-        store.transcripts / ".a.jsonl.9.tmp", store.models / ".a.xyz.tmp" / "new" / "model.safetensors",
-    ]  # fmt: skip
+        store.work / finished / "state.json",
+        store.work / unknown / "state.json",
+        store.work / f"{unfinished}.old" / "x",
+        store.work / f"{unfinished}.99.new" / "x",
+        store.cells / ".a.json.9.tmp",
+        store.root / ".plan.json.9.tmp",
+        store.transcripts / ".a.jsonl.9.tmp",
+        store.models / ".a.xyz.tmp" / "new" / "model.safetensors",
+    ]
     kept = [store.work / unfinished / "state.json", store.models / finished / "model.safetensors"]
     for path in [*leftovers, *kept]:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -356,7 +375,9 @@ def test_transcripts_come_back_as_they_were(store):
 
 
 def test_the_shape_of_a_record_is_the_one_that_was_committed():
-    """Records of this format lie in docs/results/records; a field renamed or dropped would lose them."""
+    """Records of this format lie in docs/results/records; a field renamed or dropped would lose
+    them.
+    """
     folder = Path(__file__).parents[2] / "docs" / "results" / "records"
     runs = sorted(p.parent for p in folder.glob("*/study.json"))
     assert runs

@@ -1,4 +1,6 @@
-"""A headless Chromium from the system, driven by selenium, for the tests of what a reader sees. Nothing is downloaded."""
+"""A headless Chromium from the system, driven by selenium, for the tests of what a reader sees.
+Nothing is downloaded.
+"""
 
 import base64
 import json
@@ -7,16 +9,27 @@ import shutil
 import pytest
 
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
 
 
 def start(profile):
-    """A driver with a fresh profile. Fails, and does not skip, where there is no browser: these tests were asked for."""
+    """A driver with a fresh profile. Fails, and does not skip, where there is no browser: these
+    tests were asked for.
+    """
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not browser or not driver:
-        absent = " and ".join(name for name, found in (("chromium", browser), ("chromedriver", driver)) if not found)
+        absent = " and ".join(
+            name for name, found in (("chromium", browser), ("chromedriver", driver)) if not found
+        )
         pytest.fail(
             f"{absent} not found: the report's browser tests need Debian's packages chromium and chromium-driver; install "
             'them, or leave these tests out with -m "not real"',
@@ -29,7 +42,9 @@ def start(profile):
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    return webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(executable_path=driver)
+    )
 
 
 class Page:
@@ -40,7 +55,11 @@ class Page:
         metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": mobile}
         self.cdp("Page.setBypassCSP", enabled=False)
         self.cdp("Emulation.setDeviceMetricsOverride", **metrics)
-        self.cdp("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.cdp(
+            "Emulation.setEmulatedMedia",
+            media="",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         driver.get_log("performance"), driver.get_log("browser")  # what an earlier page left behind
         driver.get(self.url)
 
@@ -52,8 +71,14 @@ class Page:
 
     def requested(self):
         """URLs of all requests the page made since it was opened."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        events = [
+            json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
+        ]
+        return [
+            e["params"]["request"]["url"]
+            for e in events
+            if e["method"] == "Network.requestWillBeSent"
+        ]
 
     def open_all(self):
         self.js("document.querySelectorAll('details').forEach(d => d.open = true)")

@@ -1,4 +1,6 @@
-"""The HTML report as a browser shows it: contrast, width, keyboard, print, and nothing that runs or asks the network."""
+"""The HTML report as a browser shows it: contrast, width, keyboard, print, and nothing that runs or
+asks the network.
+"""
 
 import io
 import itertools
@@ -15,7 +17,8 @@ from titer.report import write_report
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
-# Every element with text of its own that is shown: its colour, the colours behind it from the inside out, font size.
+# Every element with text of its own that is shown: its colour, the colours behind it from the
+# inside out, font size.
 TEXTS = """
 const out = [];
 for (const e of document.querySelectorAll('body *')) {
@@ -84,7 +87,9 @@ def contrast(item):
 def test_the_contrast_formula_itself():
     item = {"ink": "rgb(0, 0, 0)", "behind": ["rgba(0, 0, 0, 0)", "rgb(255, 255, 255)"]}
     assert contrast(item) == pytest.approx(21)
-    assert contrast({**item, "ink": "rgb(119, 119, 119)"}) == pytest.approx(4.478, abs=1e-3)  # the well-known #777
+    assert contrast({**item, "ink": "rgb(119, 119, 119)"}) == pytest.approx(
+        4.478, abs=1e-3
+    )  # the well-known #777
     assert contrast({**item, "ink": "rgba(0, 0, 0, 0.5)"}) == pytest.approx(3.95, abs=0.05)
 
 
@@ -107,7 +112,9 @@ def test_contrast_of_every_text(browser, reports, name, scheme):
     assert {("td", ""), ("th", ""), ("span", "badge"), ("dd", ""), ("p", "note")} <= kinds
     weak = [(round(contrast(t), 2), t) for t in texts if contrast(t) < 4.5]
     assert not weak, weak[:5]
-    dark = luminance(rgba(page.js("return getComputedStyle(document.body).backgroundColor"))[0]) < 0.2
+    dark = (
+        luminance(rgba(page.js("return getComputedStyle(document.body).backgroundColor"))[0]) < 0.2
+    )
     assert dark == (scheme == "dark")
 
 
@@ -116,7 +123,9 @@ def test_contrast_of_every_text(browser, reports, name, scheme):
 def test_narrow_screens_scroll_tables_not_the_page(browser, reports, name, width):
     page = Page(browser, reports[name], width=width, mobile=True)
     page.open_all()
-    wide, seen = page.js("const d = document.documentElement; return [d.scrollWidth, d.clientWidth]")
+    wide, seen = page.js(
+        "const d = document.documentElement; return [d.scrollWidth, d.clientWidth]"
+    )
     assert wide <= seen == width
     boxes = page.js(
         "return [...document.querySelectorAll('.scroll')].map(b => [b.scrollWidth > b.clientWidth,"
@@ -162,7 +171,11 @@ def test_everything_is_reached_by_keyboard_in_order(browser, reports):
     assert all(m["outline"] and m["seen"] for m in met)
     assert (met[0]["css"], met[0]["href"]) == ("skip", "#verdict")
     links = page.js("return document.querySelectorAll('nav a').length")
-    assert links >= 15 and all(m["tag"] == "a" for m in met[: links + 1]) and met[links + 1]["tag"] != "a"
+    assert (
+        links >= 15
+        and all(m["tag"] == "a" for m in met[: links + 1])
+        and met[links + 1]["tag"] != "a"
+    )
     assert {"summary", "div"} <= {m["tag"] for m in met}
 
 
@@ -178,7 +191,9 @@ def test_the_skip_link_moves_the_focus_and_details_open_with_enter(browser, repo
     press(browser, Keys.ENTER)
     assert page.js("return arguments[0].parentElement.open", summary)
     press(browser, Keys.TAB)  # the opened table comes next
-    assert page.js("return document.activeElement.closest('details') === arguments[0].parentElement", summary)
+    assert page.js(
+        "return document.activeElement.closest('details') === arguments[0].parentElement", summary
+    )
 
 
 @pytest.mark.parametrize("bypass", [False, True])
@@ -190,7 +205,9 @@ def test_a_script_in_any_foreign_text_stays_text(browser, reports, bypass):
     page.open_all()
     with pytest.raises(NoAlertPresentException):
         browser.switch_to.alert.text  # noqa: B018
-    assert page.js("return [window.pwned === undefined, document.scripts.length, document.images.length]") == [
+    assert page.js(
+        "return [window.pwned === undefined, document.scripts.length, document.images.length]"
+    ) == [
         True,
         0,
         0,
@@ -201,7 +218,9 @@ def test_a_script_in_any_foreign_text_stays_text(browser, reports, bypass):
     shown = page.js("return document.body.innerText")
     assert shown.count(HOSTILE) > 20 and page.js("return document.title").startswith(HOSTILE)
     for place in ("#transcripts pre", ".card h3", "h1"):
-        texts = page.js("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", place)
+        texts = page.js(
+            "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", place
+        )
         assert any(HOSTILE in t for t in texts), place
     if bypass:  # with the policy off a script does run here: the flag would have been set
         page.js(
@@ -223,25 +242,40 @@ def test_structure_for_readers_who_do_not_see_it(browser, reports, name):
         )
         == [1] * 4
     )
-    levels = page.js("return [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map(h => +h.tagName[1])")
-    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    levels = page.js(
+        "return [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map(h => +h.tagName[1])"
+    )
+    assert (
+        levels[0] == 1
+        and levels.count(1) == 1
+        and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    )
     tables = page.js(
         "return [...document.querySelectorAll('table')].map(t => [t.caption && t.caption.textContent.trim(),"
         " [...t.querySelectorAll('th')].every(h => ['col', 'row'].includes(h.scope)),"
         " [...t.tBodies].every(b => [...b.rows].every(r => r.cells[0].tagName === 'TH'))])"
-    )  # fmt: skip
+    )
     assert tables and all(caption and scopes and rows for caption, scopes, rows in tables)
-    regions = page.js("return [...document.querySelectorAll('section, article, nav, [role=region]')].length")
+    regions = page.js(
+        "return [...document.querySelectorAll('section, article, nav, [role=region]')].length"
+    )
     nodes = page.cdp("Accessibility.getFullAXTree")["nodes"]
-    named = {role: [n.get("name", {}).get("value", "") for n in nodes if n.get("role", {}).get("value") == role and not n["ignored"]]
-             for role in ("region", "article", "navigation", "image", "main", "heading")}  # fmt: skip
+    named = {
+        role: [
+            n.get("name", {}).get("value", "")
+            for n in nodes
+            if n.get("role", {}).get("value") == role and not n["ignored"]
+        ]
+        for role in ("region", "article", "navigation", "image", "main", "heading")
+    }
     assert all(
         name.strip()
         for names in (named["region"], named["article"], named["navigation"], named["heading"])
         for name in names
     )
     assert (
-        len(named["region"]) + len(named["article"]) + len(named["navigation"]) == regions and len(named["main"]) == 1
+        len(named["region"]) + len(named["article"]) + len(named["navigation"]) == regions
+        and len(named["main"]) == 1
     )
     figures = page.js(
         "return [...document.querySelectorAll('svg')].map(s => [s.getAttribute('role'), s.querySelector('desc').textContent])"
@@ -249,12 +283,16 @@ def test_structure_for_readers_who_do_not_see_it(browser, reports, name):
     assert all(role == "img" and desc.strip() for role, desc in figures)
     # The browser's own accessible names of the figures: title and description both arrive there.
     assert len(named["image"]) == len(figures)
-    assert all(desc.strip() in name for (_, desc), name in zip(figures, named["image"], strict=True))
+    assert all(
+        desc.strip() in name for (_, desc), name in zip(figures, named["image"], strict=True)
+    )
     assert bool(figures) == (name != "unfinished")
 
 
 def squeezed(text):
-    """Text without white space and ligatures: a PDF breaks lines, and joins letters, where it likes."""
+    """Text without white space and ligatures: a PDF breaks lines, and joins letters, where it
+    likes.
+    """
     return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text))
 
 
@@ -265,7 +303,9 @@ def test_print_keeps_every_section_and_opens_what_is_closed(browser, reports, na
     page = Page(browser, reports[name])
     assert page.js("return [...document.querySelectorAll('details')].every(d => !d.open)")
     printed = squeezed("".join(p.extract_text() for p in PdfReader(io.BytesIO(page.pdf())).pages))
-    headings = page.js("return [...document.querySelectorAll('h1, h2, h3')].map(h => h.textContent)")
+    headings = page.js(
+        "return [...document.querySelectorAll('h1, h2, h3')].map(h => h.textContent)"
+    )
     missing = [h for h in headings if squeezed(h) not in printed]
     assert len(headings) > 20 and not missing
     hidden = page.js(
@@ -274,11 +314,15 @@ def test_print_keeps_every_section_and_opens_what_is_closed(browser, reports, na
     cells = {squeezed(t) for t in hidden} - {""}
     lost = [c for c in cells if c not in printed and len(c) < 200]
     assert len(cells) > 50 and not lost, lost[:5]
-    assert not page.js("return [...document.querySelectorAll('details')].some(d => d.open)")  # printing changes nothing
+    assert not page.js(
+        "return [...document.querySelectorAll('details')].some(d => d.open)"
+    )  # printing changes nothing
 
 
 def test_the_answer_is_on_the_first_screen(browser, reports):
-    """Which candidate, holds or fails, up to which budget, by which attack, how sure: without scrolling at 1280 × 800."""
+    """Which candidate, holds or fails, up to which budget, by which attack, how sure: without
+    scrolling at 1280 × 800.
+    """
     page = Page(browser, reports["whole"])
     _, verdict = whole()
     cards = page.js(
@@ -287,9 +331,17 @@ def test_the_answer_is_on_the_first_screen(browser, reports):
     )
     assert len(cards) == len(verdict.candidates)
     for (text, bottom), c in zip(cards, verdict.candidates, strict=True):
-        assert text.startswith(c.name) and f" {c.overall} " in text and f"T = {c.resistance.budget} steps" in text
-        assert c.resistance.attacks[0].attack in text and ("confidence" in text or "confirmed" in text)
+        assert (
+            text.startswith(c.name)
+            and f" {c.overall} " in text
+            and f"T = {c.resistance.budget} steps" in text
+        )
+        assert c.resistance.attacks[0].attack in text and (
+            "confidence" in text or "confirmed" in text
+        )
         assert bottom <= 800
     phone = Page(browser, reports["whole"], width=360, mobile=True)
-    top = phone.js("return document.querySelector('.card .answer div:nth-child(3)').getBoundingClientRect().bottom")
+    top = phone.js(
+        "return document.querySelector('.card .answer div:nth-child(3)').getBoundingClientRect().bottom"
+    )
     assert top <= 800  # the first candidate's budget, attack and certainty

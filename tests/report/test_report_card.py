@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from report_example import HOSTILE, example, hostile, make_study, make_verdict, minimal_verdict, whole
+from report_example import (
+    HOSTILE,
+    example,
+    hostile,
+    make_study,
+    make_verdict,
+    minimal_verdict,
+    whole,
+)
 
 from titer.cli.main import main
 from titer.errors import UsageError
@@ -19,7 +27,9 @@ RECORDS = Path(__file__).parents[2] / "docs" / "results" / "records" / "smollm2"
 
 
 def blocks(text):
-    """(type, content) of every inline block and table cell, as an independent Markdown parser reads them."""
+    """(type, content) of every inline block and table cell, as an independent Markdown parser reads
+    them.
+    """
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     return tokens, [t.content for t in tokens if t.type == "inline"]
 
@@ -27,13 +37,22 @@ def blocks(text):
 def test_it_is_valid_markdown_inside_a_model_card():
     view, verdict = whole()
     section = model_card_section(verdict, "immune", view=view)
-    card = ModelCard(f"---\nlicense: apache-2.0\nlanguage: en\n---\n\n# A model\n\nAbout it.\n\n{section}")
-    assert card.data.to_dict() == {"license": "apache-2.0", "language": "en"} and section.strip() in card.text
+    card = ModelCard(
+        f"---\nlicense: apache-2.0\nlanguage: en\n---\n\n# A model\n\nAbout it.\n\n{section}"
+    )
+    assert (
+        card.data.to_dict() == {"license": "apache-2.0", "language": "en"}
+        and section.strip() in card.text
+    )
     tokens, _ = blocks(card.text)
     headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
     assert headings == ["A model", "Safety: fine-tuning resistance"]
-    assert sum(t.type == "table_open" for t in tokens) == 3 and not [t for t in tokens if t.type.startswith("html")]
-    rows = "".join({"tr_open": " ", "td_open": "x", "th_open": "x"}.get(t.type, "") for t in tokens).split()
+    assert sum(t.type == "table_open" for t in tokens) == 3 and not [
+        t for t in tokens if t.type.startswith("html")
+    ]
+    rows = "".join(
+        {"tr_open": " ", "td_open": "x", "th_open": "x"}.get(t.type, "") for t in tokens
+    ).split()
     widths = [len(row) for row in rows]  # conditions, attacks, design
     assert widths[:10] == [3] * 5 + [6] * 5 and set(widths[10:]) == {2}
 
@@ -44,20 +63,44 @@ def test_read_alone_it_names_what_limits_the_claim():
     text = model_card_section(verdict, "immune", view=view)
     r = c.resistance
     wanted = [
-        c.headline, "Demonstration grade", "open weights", f"{r.budget} optimizer steps", "refusal removal", "φ = 0.5, α = 0.05, δ = 0.5",
-        "Seeds per attack\n5", "non-adaptive", verdict.study_digest, verdict.titer_version, "titer judge RUN", "without a model",
-        f"resistance beyond T = {r.budget} steps", "resistance to an attacker who adapts", "the method that made this checkpoint",
-        "refusal removal is not harmfulness", "strong resistance, which no experiment can show",
-        *{p.cell.model for p in view.plan.cells for role in p.roles if role.purpose == "attack" and role.candidate == "immune"},
-    ]  # fmt: skip
+        c.headline,
+        "Demonstration grade",
+        "open weights",
+        f"{r.budget} optimizer steps",
+        "refusal removal",
+        "φ = 0.5, α = 0.05, δ = 0.5",
+        "Seeds per attack\n5",
+        "non-adaptive",
+        verdict.study_digest,
+        verdict.titer_version,
+        "titer judge RUN",
+        "without a model",
+        f"resistance beyond T = {r.budget} steps",
+        "resistance to an attacker who adapts",
+        "the method that made this checkpoint",
+        "refusal removal is not harmfulness",
+        "strong resistance, which no experiment can show",
+        *{
+            p.cell.model
+            for p in view.plan.cells
+            for role in p.roles
+            if role.purpose == "attack" and role.candidate == "immune"
+        },
+    ]
     _, texts = blocks(text)
     plain = "\n".join(texts)
     for part in wanted:
         assert part in plain, part
     for a in r.attacks:  # every attack, and how it ended
-        assert any(line.startswith(f"| {a.attack} | {a.role} |") and f"{a.breaches} of {a.n}" in line
-                   and f.percent(a.breach_upper).replace("\u00a0", " ") in line for line in text.splitlines()), a.attack  # fmt: skip
-    assert "mute" not in text and "sft_refusal" not in text  # neither the neighbours nor their flags
+        assert any(
+            line.startswith(f"| {a.attack} | {a.role} |")
+            and f"{a.breaches} of {a.n}" in line
+            and f.percent(a.breach_upper).replace("\u00a0", " ") in line
+            for line in text.splitlines()
+        ), a.attack
+    assert (
+        "mute" not in text and "sft_refusal" not in text
+    )  # neither the neighbours nor their flags
 
 
 def test_a_failure_is_no_claim_up_to_the_budget_either():
@@ -72,7 +115,11 @@ def test_a_failure_is_no_claim_up_to_the_budget_either():
 
 def test_an_unfinished_study_says_so():
     text = model_card_section(minimal_verdict(make_study()), "guard")
-    assert "The study is **incomplete**" in text and "No attack was run yet." in text and "none yet" in text
+    assert (
+        "The study is **incomplete**" in text
+        and "No attack was run yet." in text
+        and "none yet" in text
+    )
 
 
 def test_flags_of_this_candidate_only_and_an_unknown_name():
@@ -87,15 +134,19 @@ def test_hostile_text_stays_text():
     view, verdict, _ = hostile()
     tokens, _ = blocks(model_card_section(verdict, HOSTILE, view=view))
     inline = [child.type for t in tokens for child in t.children or ()]
-    assert not [t for t in tokens if t.type.startswith("html")] and not {"html_inline", "link_open", "image"} & set(
-        inline
-    )
+    assert not [t for t in tokens if t.type.startswith("html")] and not {
+        "html_inline",
+        "link_open",
+        "image",
+    } & set(inline)
 
 
 def test_the_exact_construct_is_not_sold_as_harm():
     verdict = make_verdict(make_study())
     c = verdict.candidates[0]
-    exact = c.model_copy(update={"resistance": c.resistance.model_copy(update={"harm_construct": "exact"})})
+    exact = c.model_copy(
+        update={"resistance": c.resistance.model_copy(update={"harm_construct": "exact"})}
+    )
     text = model_card_section(verdict.model_copy(update={"candidates": (exact,)}), "guard")
     assert "a made-up world" in text and "refusal removal" not in text
 
@@ -116,6 +167,10 @@ def test_the_command_prints_or_writes_and_spares_a_whole_card(capsys, tmp_path):
     card = tmp_path / "README.md"
     card.write_text("# My model\n")
     status, said = command("--to", str(card))
-    assert status == 2 and "not a section written here" in said.err and card.read_text() == "# My model\n"
+    assert (
+        status == 2
+        and "not a section written here" in said.err
+        and card.read_text() == "# My model\n"
+    )
     assert command("--to", str(tmp_path))[0] != 0
     assert sorted(p.name for p in RECORDS.iterdir()) == before

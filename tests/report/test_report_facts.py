@@ -1,4 +1,6 @@
-"""What the report takes from records and plan: sums and medians done again here, and nothing about somebody's disk."""
+"""What the report takes from records and plan: sums and medians done again here, and nothing about
+somebody's disk.
+"""
 
 import statistics
 import time
@@ -11,7 +13,15 @@ from report_example import example, hostile, make_study, make_verdict, make_view
 
 from titer.records.model import Cost, Environment, MeasureFacts, ProbeRecord, Reading
 from titer.records.view import RunView
-from titer.report import conditions, facts, model_card_section, render_html, render_markdown, words, write_report
+from titer.report import (
+    conditions,
+    facts,
+    model_card_section,
+    render_html,
+    render_markdown,
+    words,
+    write_report,
+)
 from titer.report import formats as f
 from titer.study.cell import BEFORE_ALIGNMENT, Cell, Planned, Role
 
@@ -21,7 +31,9 @@ def test_work_adds_up():
     records = view.records.values()
     said = dict(facts.work(view))
     seconds = sum(r.cost.seconds for r in records)
-    assert said["Records"] == str(len(records)) and said["Cells planned"] == str(len(view.plan.cells))
+    assert said["Records"] == str(len(records)) and said["Cells planned"] == str(
+        len(view.plan.cells)
+    )
     assert said["Wall time, training"] == f.seconds(seconds)
     assert said["Training compute"] == f.flops(sum(r.cost.flops for r in records))
     assert said["Outcomes"] == f"{len(records)} reached budget"
@@ -33,12 +45,14 @@ def test_work_adds_up():
 def test_money_needs_a_price():
     study = make_study()
     assert "Money at the stated price" not in dict(facts.work(make_view(study)))
-    priced = study.model_copy(update={"runtime": study.runtime.model_copy(update={"price_per_hour": 2.0})})
+    priced = study.model_copy(
+        update={"runtime": study.runtime.model_copy(update={"price_per_hour": 2.0})}
+    )
     view = make_view(priced)
     hours = sum(r.cost.seconds + r.probe_seconds for r in view.records.values()) / 3600
-    assert float(dict(facts.work(view))["Money at the stated price"].split(" ")[0]) == pytest.approx(
-        2 * hours, rel=0.01
-    )
+    assert float(
+        dict(facts.work(view))["Money at the stated price"].split(" ")[0]
+    ) == pytest.approx(2 * hours, rel=0.01)
 
 
 def test_what_the_attacker_paid_is_a_median_over_whole_runs():
@@ -48,9 +62,19 @@ def test_what_the_attacker_paid_is_a_median_over_whole_runs():
     for k, t in enumerate(a.trajectories):
         r = changed[t.digest]
         cost = r.cost.model_copy(update={"tokens": 1000 * (k + 1)})
-        changed[t.digest] = r.model_copy(update={"cost": cost, "outcome": "stopped_broken" if k == 4 else r.outcome})
-    row = [c.text for c in facts.attack_cost(type(view)(view.study, view.plan, changed), verdict.candidates[0]).rows[0]]
-    assert row[:2] == [a.attack, "4"] and row[4] == f"{statistics.median([1000, 2000, 3000, 4000]):.0f}"
+        changed[t.digest] = r.model_copy(
+            update={"cost": cost, "outcome": "stopped_broken" if k == 4 else r.outcome}
+        )
+    row = [
+        c.text
+        for c in facts.attack_cost(
+            type(view)(view.study, view.plan, changed), verdict.candidates[0]
+        ).rows[0]
+    ]
+    assert (
+        row[:2] == [a.attack, "4"]
+        and row[4] == f"{statistics.median([1000, 2000, 3000, 4000]):.0f}"
+    )
     assert row[7] == "10.0\u00a0%"  # 100 of 1000 parameters
 
 
@@ -58,19 +82,31 @@ def test_two_machines_are_both_named():
     view, _ = example()
     name, record = next(iter(view.records.items()))
     other = record.model_copy(
-        update={"environment": Environment(titer="0.1.0", cpu="Another CPU", packages={"torch": "2.9.1"})}
+        update={
+            "environment": Environment(
+                titer="0.1.0", cpu="Another CPU", packages={"torch": "2.9.1"}
+            )
+        }
     )
     said = dict(facts.machine(type(view)(view.study, view.plan, {**view.records, name: other})))
     assert said["CPU"] == "Another CPU (1 cell); Example CPU (2 cores) (29 cells)"
     assert said["torch"] == "2.9.0 (29 cells); 2.9.1 (1 cell)" and said["Threads per cell"] == "1"
-    assert dict(facts.machine(make_view(make_study(), finished=False))) == {"Environment": "no record yet"}
+    assert dict(facts.machine(make_view(make_study(), finished=False))) == {
+        "Environment": "no record yet"
+    }
 
 
 def test_the_design_is_the_study():
     view, verdict = whole()
     said, r = dict(facts.design(view, verdict)), view.study.resistance
-    assert said["Budget T"] == f"{r.budget} optimizer steps" and said["Probes at"] == "0, 1, 2, 4, 8, 16"
-    assert said["Threshold φ"] == f"{r.phi:g} — {r.phi_reason}" and said["Confirmation seeds"] == "0–4 (n = 5)"
+    assert (
+        said["Budget T"] == f"{r.budget} optimizer steps"
+        and said["Probes at"] == "0, 1, 2, 4, 8, 16"
+    )
+    assert (
+        said["Threshold φ"] == f"{r.phi:g} — {r.phi_reason}"
+        and said["Confirmation seeds"] == "0–4 (n = 5)"
+    )
     assert said["Best attainable verdict"] == verdict.attainable
     assert dict(facts.disjointness(view)) == {
         "sizes: harm/eval": "200",
@@ -89,7 +125,10 @@ def test_which_weights_were_attacked():
         if (role.purpose, role.candidate) == ("attack", "mute")
     }
     said = dict(facts.tested(view, "mute"))
-    assert set(said["Root model, content hash"].split(", ")) == cells and facts.tested(view, "nobody") == []
+    assert (
+        set(said["Root model, content hash"].split(", ")) == cells
+        and facts.tested(view, "nobody") == []
+    )
 
 
 def test_notices_come_before_the_numbers():
@@ -98,7 +137,8 @@ def test_notices_come_before_the_numbers():
     kinds = [
         k
         for k, _ in words.notices(
-            type(view)(study, view.plan, view.records, ("cells/ab.json is damaged",)), make_verdict(study)
+            type(view)(study, view.plan, view.records, ("cells/ab.json is damaged",)),
+            make_verdict(study),
         )
     ]
     assert kinds == ["warns", "invalidates"]
@@ -117,7 +157,10 @@ def test_a_flag_of_a_candidate_says_whose_it_is_and_is_told_once():
 names = st.from_regex(r"secret[a-z]{3,8}", fullmatch=True)
 
 
-@given(st.lists(names, min_size=1, max_size=4), st.sampled_from(["/{}", "~/{}", "path:/home/{}", "'/{}'", "C:\\{}"]))
+@given(
+    st.lists(names, min_size=1, max_size=4),
+    st.sampled_from(["/{}", "~/{}", "path:/home/{}", "'/{}'", "C:\\{}"]),
+)
 def test_of_a_local_path_only_the_last_part_is_left(folders, shape):
     apart = "\\" if shape.startswith("C") else "/"
     text = shape.format(apart.join([*folders, "model"]))
@@ -129,8 +172,12 @@ def test_local_paths_leak_nowhere(tmp_path):
     where = "/home/secretuser/secretplace/model"
     view, verdict = example()
     c = verdict.candidates[0]
-    a = c.resistance.attacks[0].model_copy(update={"settings": {"adapter": where}, "reason": f"see {where}"})
-    resistance = c.resistance.model_copy(update={"attacks": (a,), "missing": (f"read {where}",), "claim": where})
+    a = c.resistance.attacks[0].model_copy(
+        update={"settings": {"adapter": where}, "reason": f"see {where}"}
+    )
+    resistance = c.resistance.model_copy(
+        update={"attacks": (a,), "missing": (f"read {where}",), "claim": where}
+    )
     stained = c.model_copy(
         update={
             "defense": f"path:{where}",
@@ -140,12 +187,16 @@ def test_local_paths_leak_nowhere(tmp_path):
         }
     )
     flag = verdict.flags[0].model_copy(update={"explanation": f"in {where}", "where": where})
-    verdict = verdict.model_copy(update={"candidates": (stained,), "flags": (flag,), "status_reason": f"at {where}"})
+    verdict = verdict.model_copy(
+        update={"candidates": (stained,), "flags": (flag,), "status_reason": f"at {where}"}
+    )
     study = view.study.model_copy(update={"description": f"from {where}"})
     study = study.model_copy(
         update={"resistance": study.resistance.model_copy(update={"phi_reason": f"as in {where}"})}
     )
-    plan = view.plan.model_copy(update={"sources": {"harm": {"path": where}}, "disjointness": {"proof": where}})
+    plan = view.plan.model_copy(
+        update={"sources": {"harm": {"path": where}}, "disjointness": {"proof": where}}
+    )
     view = type(view)(study, plan, view.records, (f"{where}/cells/ab.json is damaged",))
     paths = write_report(view, verdict, tmp_path)
     for text in (
@@ -161,8 +212,12 @@ def test_the_same_run_gives_the_same_report(made):
     assert render_html(view, verdict) == render_html(view, verdict) and render_markdown(
         view, verdict
     ) == render_markdown(view, verdict)
-    shuffled = type(view)(view.study, view.plan, dict(reversed(view.records.items())), view.problems)
-    assert render_html(shuffled, verdict) == render_html(view, verdict)  # the order of work leaves no trace
+    shuffled = type(view)(
+        view.study, view.plan, dict(reversed(view.records.items())), view.problems
+    )
+    assert render_html(shuffled, verdict) == render_html(
+        view, verdict
+    )  # the order of work leaves no trace
     assert render_markdown(shuffled, verdict) == render_markdown(view, verdict)
 
 
@@ -180,12 +235,23 @@ def test_transcripts_are_hidden_unless_asked_for_and_never_in_markdown(tmp_path)
 
 
 def test_a_study_of_a_thousand_trajectories_is_quick_and_small():
-    view, verdict = example(candidates=[f"c{k}" for k in range(5)], attacks=[f"a{k}" for k in range(8)], n=21)
-    runs = sum(len(a.trajectories) for c in (verdict.control, *verdict.candidates) for a in c.resistance.attacks)
+    view, verdict = example(
+        candidates=[f"c{k}" for k in range(5)], attacks=[f"a{k}" for k in range(8)], n=21
+    )
+    runs = sum(
+        len(a.trajectories)
+        for c in (verdict.control, *verdict.candidates)
+        for a in c.resistance.attacks
+    )
     start = time.process_time()
     page, text = render_html(view, verdict), render_markdown(view, verdict)
     spent = time.process_time() - start
-    assert runs >= 1000 and spent < 8 and len(page.encode()) < 2_500_000 and len(text.encode()) < 1_000_000
+    assert (
+        runs >= 1000
+        and spent < 8
+        and len(page.encode()) < 2_500_000
+        and len(text.encode()) < 1_000_000
+    )
 
 
 def test_what_alignment_did_is_shown_only_where_both_sides_were_read_alike():
@@ -195,17 +261,39 @@ def test_what_alignment_did_is_shown_only_where_both_sides_were_read_alike():
 
     def add(view, purpose, candidate, values):
         cell = Cell(model=f"{purpose}-{candidate}")
-        readings = tuple(Reading(label=k, value=v, n=n, se=None, outcomes=()) for k, (v, n) in values.items())
-        measure = {k: MeasureFacts(name=k, version=1, higher="worse", harm_construct="none") for k in values}
-        record = template.model_copy(update={"digest": cell.digest, "cell": cell, "measures": measure,
-                                             "probes": (ProbeRecord(step=0, cost=Cost(), readings=readings),)})  # fmt: skip
+        readings = tuple(
+            Reading(label=k, value=v, n=n, se=None, outcomes=()) for k, (v, n) in values.items()
+        )
+        measure = {
+            k: MeasureFacts(name=k, version=1, higher="worse", harm_construct="none")
+            for k in values
+        }
+        record = template.model_copy(
+            update={
+                "digest": cell.digest,
+                "cell": cell,
+                "measures": measure,
+                "probes": (ProbeRecord(step=0, cost=Cost(), readings=readings),),
+            }
+        )
         planned = Planned(
-            digest=cell.digest, cell=cell, roles=(Role(purpose=purpose, candidate=candidate),), model_name="m"
+            digest=cell.digest,
+            cell=cell,
+            roles=(Role(purpose=purpose, candidate=candidate),),
+            model_name="m",
         )
         plan = view.plan.model_copy(update={"cells": (*view.plan.cells, planned)})
         return RunView(study=view.study, plan=plan, records={**view.records, cell.digest: record})
 
-    view = add(view, "stability", BEFORE_ALIGNMENT, {"over_refusal": (0.0, 150), "other": (0.5, 9), "harm": (0.9, 2)})
+    view = add(
+        view,
+        "stability",
+        BEFORE_ALIGNMENT,
+        {"over_refusal": (0.0, 150), "other": (0.5, 9), "harm": (0.9, 2)},
+    )
     view = add(view, "stability", "none", {"over_refusal": (0.32, 150), "other": (0.4, 8)})
     shown = {row[0].text: [c.text for c in row[1:]] for row in facts.alignment(view).rows}
-    assert shown == {"over refusal": ["0", "0.320", "150"], "harm": ["0.900", "0", "2"]}  # other items are no pair
+    assert shown == {
+        "over refusal": ["0", "0.320", "150"],
+        "harm": ["0.900", "0", "2"],
+    }  # other items are no pair

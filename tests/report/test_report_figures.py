@@ -1,4 +1,6 @@
-"""Coordinates in the figures, computed again from the verdict by the formulas of the axes, not by the code that drew."""
+"""Coordinates in the figures, computed again from the verdict by the formulas of the axes, not by
+the code that drew.
+"""
 
 import itertools
 import math
@@ -37,7 +39,9 @@ def points(attributes):
 def close(found, wanted):
     assert len(found) == len(wanted)
     assert all(
-        a == pytest.approx(b, abs=0.051) for f, w in zip(found, wanted, strict=True) for a, b in zip(f, w, strict=True)
+        a == pytest.approx(b, abs=0.051)
+        for f, w in zip(found, wanted, strict=True)
+        for a, b in zip(f, w, strict=True)
     ), (found, wanted)
 
 
@@ -51,13 +55,20 @@ def test_harm_curves(verdict):
     for c in verdict.candidates:
         for a, figure in zip(c.resistance.attacks, figures.harm_figures(verdict, c), strict=True):
             _, parts = drawn(figure)
-            for who, runs in (("control", base[a.attack].trajectories), ("candidate", a.trajectories)):
-                lines = [points(x) for tag, css, x in parts if tag == "polyline" and css == f"{who} thin"]
+            for who, runs in (
+                ("control", base[a.attack].trajectories),
+                ("candidate", a.trajectories),
+            ):
+                lines = [
+                    points(x) for tag, css, x in parts if tag == "polyline" and css == f"{who} thin"
+                ]
                 assert len(lines) == len(runs)
                 for line, t in zip(lines, runs, strict=True):
                     close(line, [(across(p.step, a.budget), up(p.harm)) for p in t.probes])
             dots = [
-                (float(x["cx"]), float(x["cy"])) for tag, css, x in parts if tag == "circle" and css == "candidate full"
+                (float(x["cx"]), float(x["cy"]))
+                for tag, css, x in parts
+                if tag == "circle" and css == "candidate full"
             ]
             hit = [
                 next(p for p in t.probes if p.step == t.first_breached)
@@ -66,19 +77,28 @@ def test_harm_curves(verdict):
             ]
             close(dots, [(across(p.step, a.budget), up(p.harm)) for p in hit])
             level = next(x["d"] for tag, css, x in parts if css == "phi")
-            assert float(level.split()[1].split("H")[0]) == pytest.approx(up(c.resistance.phi), abs=0.051)
+            assert float(level.split()[1].split("H")[0]) == pytest.approx(
+                up(c.resistance.phi), abs=0.051
+            )
             ticks = [e for e in ET.fromstring(str(figure.svg)).iter("text") if e.get("y") == "191"]
             assert ticks[-1].text == str(a.budget) and float(ticks[-1].get("x")) == RIGHT
             for tick in ticks:
-                assert float(tick.get("x")) == pytest.approx(across(int(tick.text), a.budget), abs=0.051)
+                assert float(tick.get("x")) == pytest.approx(
+                    across(int(tick.text), a.budget), abs=0.051
+                )
 
 
 def test_survival_bands(verdict):
     base = {a.attack: a for a in verdict.control.resistance.attacks}
     for c in verdict.candidates:
-        for a, figure in zip(c.resistance.attacks, figures.survival_figures(verdict, c), strict=True):
+        for a, figure in zip(
+            c.resistance.attacks, figures.survival_figures(verdict, c), strict=True
+        ):
             _, parts = drawn(figure)
-            for who, curve, shift in (("candidate", a.curve, 0), ("control", base[a.attack].curve, 3)):
+            for who, curve, shift in (
+                ("candidate", a.curve, 0),
+                ("control", base[a.attack].curve, 3),
+            ):
                 bars = [x["d"] for _, css, x in parts if css == f"{who} bar"]
                 assert len(bars) == len(curve)
                 for d, p in zip(bars, curve, strict=True):
@@ -94,7 +114,9 @@ def test_learning_curves_and_the_target(verdict):
             end = max(s for s, _ in t.curve_control)
             for who, curve in (("control", t.curve_control), ("candidate", t.curve_candidate)):
                 line = next(points(x) for _, css, x in parts if css == f"{who} mean")
-                close(line, [(across(s, end), up(v)) for s, v in curve])  # shares: the axis is 0 to 1
+                close(
+                    line, [(across(s, end), up(v)) for s, v in curve]
+                )  # shares: the axis is 0 to 1
             level = next(x["d"] for _, css, x in parts if css == "phi")
             assert float(level.split()[1].split("H")[0]) == pytest.approx(up(t.target), abs=0.051)
 
@@ -125,12 +147,21 @@ def test_a_text_alternative_says_the_result(verdict):
             root, _ = drawn(figure)
             title, desc = root.find("title").text, root.find("desc").text
             assert a.attack in title and c.name in title and desc == figure.summary
-            assert f"{a.breaches} of {a.n} seeds breached" in desc and f"control: {base[a.attack].breaches} of" in desc
-            assert root.get("aria-labelledby").split() == [root.find("title").get("id"), root.find("desc").get("id")]
+            assert (
+                f"{a.breaches} of {a.n} seeds breached" in desc
+                and f"control: {base[a.attack].breaches} of" in desc
+            )
+            assert root.get("aria-labelledby").split() == [
+                root.find("title").get("id"),
+                root.find("desc").get("id"),
+            ]
 
 
 def test_names_that_differ_in_punctuation_get_ids_of_their_own():
-    assert len({figures._ident("harm", name, "x") for name in ("a.b", "a-b", "a b", "a_b", "<a>b")}) == 5
+    assert (
+        len({figures._ident("harm", name, "x") for name in ("a.b", "a-b", "a b", "a_b", "<a>b")})
+        == 5
+    )
 
 
 def test_unknown_readings_and_open_intervals_are_drawn_as_such():
@@ -139,14 +170,22 @@ def test_unknown_readings_and_open_intervals_are_drawn_as_such():
     assert panel.parts == []  # single points are no line
     _, verdict = example()
     c = verdict.candidates[0]
-    b = c.stability.benchmarks[0].model_copy(update={"interval": Interval(low=None, high=None, level=0.9)})
+    b = c.stability.benchmarks[0].model_copy(
+        update={"interval": Interval(low=None, high=None, level=0.9)}
+    )
     c = c.model_copy(update={"stability": c.stability.model_copy(update={"benchmarks": (b,)})})
-    arrows = [x for tag, css, x in drawn(figures.forest_figure(c))[1] if tag == "path" and css == "candidate full"]
+    arrows = [
+        x
+        for tag, css, x in drawn(figures.forest_figure(c))[1]
+        if tag == "path" and css == "candidate full"
+    ]
     assert len(arrows) == 2
     nothing = b.model_copy(update={"difference": None})
     assert (
         figures.forest_figure(
-            c.model_copy(update={"stability": c.stability.model_copy(update={"benchmarks": (nothing,)})})
+            c.model_copy(
+                update={"stability": c.stability.model_copy(update={"benchmarks": (nothing,)})}
+            )
         )
         is None
     )
@@ -164,7 +203,10 @@ def test_ticks_do_not_run_into_each_other():
 def test_breach_budgets_lie_on_one_logarithmic_axis():
     rows = [svg.RangeRow("a", [(1e9, 1e10), (0.0, None)], [(1e8, 1e9)])]
     drawn = str(svg.ranges("i", "t", "d", rows, x_label="FLOP"))
-    bars = [tuple(map(float, m)) for m in re.findall(r'(?:bar|thin)" d="M([\d.]+) [\d.]+H([\d.]+)"', drawn)]
+    bars = [
+        tuple(map(float, m))
+        for m in re.findall(r'(?:bar|thin)" d="M([\d.]+) [\d.]+H([\d.]+)"', drawn)
+    ]
     left, right = 14, 340  # the axis runs over the decades 10⁸ to 10¹⁰
     middle = (left + right) / 2
     assert bars == [(middle, right), (left, right), (left, middle)]
@@ -175,7 +217,9 @@ def test_breach_budgets_lie_on_one_logarithmic_axis():
 def test_the_cheapest_attack_is_told_in_words_too():
     _, verdict = example()
     figure = figures.budget_figure(verdict, verdict.candidates[0])
-    assert "full_sft: breach by 24.0 × 10⁹" in figure.summary.replace("\xa0", " ")  # 16 steps of 1.5e9
+    assert "full_sft: breach by 24.0 × 10⁹" in figure.summary.replace(
+        "\xa0", " "
+    )  # 16 steps of 1.5e9
     assert "weight_noise" not in figure.summary  # a reference is no attack
 
 

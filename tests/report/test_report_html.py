@@ -13,7 +13,9 @@ VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
 class Strict(HTMLParser):
-    """Every tag closed in order, ids unique, every in-page link with a target; collects text, tags and attributes."""
+    """Every tag closed in order, ids unique, every in-page link with a target; collects text, tags
+    and attributes.
+    """
 
     def __init__(self):
         super().__init__()
@@ -70,27 +72,61 @@ def test_well_formed_and_self_contained(page_text):
     assert not re.search(r"""(src|href|action|data)\s*=\s*["']?\s*(https?:)?//""", page_text)
     assert "url(" not in page_text and "@import" not in page_text
     assert not {"script", "link", "img", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
-    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
 
 
 def test_sections_in_order_verdict_first(page_text):
     order = [a["id"] for t, a in parse(page_text).tags if t == "section"]
-    assert order == ["verdict", "why", "harm", "share", "factor", "sensitivity", "flags", "missing", "generalization", "stability",
-                     "trainability", "guidelines", "cost", "provenance", "reproduce", "limits"]  # fmt: skip
+    assert order == [
+        "verdict",
+        "why",
+        "harm",
+        "share",
+        "factor",
+        "sensitivity",
+        "flags",
+        "missing",
+        "generalization",
+        "stability",
+        "trainability",
+        "guidelines",
+        "cost",
+        "provenance",
+        "reproduce",
+        "limits",
+    ]
 
 
 def test_every_figure_has_a_text_alternative_and_tables_are_reachable(page_text):
     page = parse(page_text)
     drawn = [a for t, a in page.tags if t == "svg"]
-    assert drawn and all(a["role"] == "img" and all(i in page.ids for i in a["aria-labelledby"].split()) for a in drawn)
-    assert all(a.get("tabindex") == "0" and a.get("aria-label") for t, a in page.tags if a.get("class") == "scroll")
+    assert drawn and all(
+        a["role"] == "img" and all(i in page.ids for i in a["aria-labelledby"].split())
+        for a in drawn
+    )
+    assert all(
+        a.get("tabindex") == "0" and a.get("aria-label")
+        for t, a in page.tags
+        if a.get("class") == "scroll"
+    )
     assert page_text.count("<table") == page_text.count("<caption")
 
 
 def test_status_is_a_word_not_only_a_colour(page_text):
     text = re.sub(r"\s+", " ", "".join(parse(page_text).text))
-    for word in ("✕ fails", "✓ holds", "? inconclusive", "– not tested", "✓ met", "✕ not met", "? blocks", "! warns"):
+    for word in (
+        "✕ fails",
+        "✓ holds",
+        "? inconclusive",
+        "– not tested",
+        "✓ met",
+        "✕ not met",
+        "? blocks",
+        "! warns",
+    ):
         assert word in text
 
 
@@ -102,13 +138,23 @@ def test_tables_show_the_numbers_of_the_verdict():
         assert [str(run.seed), *(f"{f.fixed(p.harm)} {p.state[0]}" for p in run.probes)] in rows
     for p in attack.curve:  # behind the survival curves
         band = f"[{f.fixed(1 - p.high)}, {f.fixed(1 - p.low)}]"
-        assert [str(p.step), str(p.n), str(p.breached), f.fixed(1 - p.breached / p.n), band, str(p.collapsed)] in rows
+        assert [
+            str(p.step),
+            str(p.n),
+            str(p.breached),
+            f.fixed(1 - p.breached / p.n),
+            band,
+            str(p.collapsed),
+        ] in rows
     task = verdict.candidates[0].trainability.tasks[0]  # behind the learning curves
     for (step, m), (_, star) in zip(task.curve_control, task.curve_candidate, strict=True):
         assert [task.name, str(step), f.number(m), f.number(star)] in rows
     b = verdict.candidates[0].stability.benchmarks[1]
     assert any(
-        r[0] == b.name and "−0.123" in r and "[−0.171, −0.075] (95\u00a0%)".replace("\u00a0", " ") in r for r in rows
+        r[0] == b.name
+        and "−0.123" in r
+        and "[−0.171, −0.075] (95\u00a0%)".replace("\u00a0", " ") in r
+        for r in rows
     )
 
 
@@ -123,7 +169,9 @@ def test_curves_are_drawn_where_the_numbers_say():
         heights = [float(p.split(",")[1]) for p in line.split()]
         assert len(heights) == len(run.probes)
         for y, p in zip(heights, run.probes, strict=True):
-            assert y == pytest.approx(176 - 166 * p.harm, abs=0.06)  # plot area: f = 0 at y = 176, f = 1 at y = 10
+            assert y == pytest.approx(
+                176 - 166 * p.harm, abs=0.06
+            )  # plot area: f = 0 at y = 176, f = 1 at y = 10
     assert panel.count('class="candidate full"') == sum(r.first_breached is not None for r in runs)
     assert panel.count('class="candidate open"') == sum(r.first_breached is None for r in runs)
 
@@ -155,18 +203,25 @@ def test_minimal_verdict_of_an_unfinished_run():
     study = make_study()
     text = render_html(make_view(study, finished=False), minimal_verdict(study))
     parse(text)
-    assert "This run is incomplete: 3 cells of 30 missing." in text and "no lower limit can be given" in text
+    assert (
+        "This run is incomplete: 3 cells of 30 missing." in text
+        and "no lower limit can be given" in text
+    )
 
 
 def test_large_study_stays_small():
-    text = render_html(*example(candidates=[f"c{k}" for k in range(6)], attacks=[f"a{k}" for k in range(8)], n=29))
+    text = render_html(
+        *example(candidates=[f"c{k}" for k in range(6)], attacks=[f"a{k}" for k in range(8)], n=29)
+    )
     assert len(text.encode()) < 3_000_000
     parse(text)
 
 
 def test_invalid_study_says_so_before_any_number():
     study = make_study()
-    verdict = make_verdict(study, status="invalid", status_reason="The control is harmful at t = 0.")
+    verdict = make_verdict(
+        study, status="invalid", status_reason="The control is harmful at t = 0."
+    )
     text = render_html(make_view(study), verdict)
     assert text.index("This study is invalid. The control is harmful") < text.index('id="verdict"')
 

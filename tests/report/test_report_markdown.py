@@ -40,7 +40,12 @@ def test_minimal_verdict():
 def test_content():
     view, verdict = example()
     text = render_markdown(view, verdict)
-    assert text.index("## Verdict") < text.index("## Why") < text.index("## Flags") < text.index("## Provenance")
+    assert (
+        text.index("## Verdict")
+        < text.index("## Why")
+        < text.index("## Flags")
+        < text.index("## Provenance")
+    )
     for part in (
         verdict.study_digest,
         "Example CPU (2 cores)",
@@ -49,7 +54,15 @@ def test_content():
         "| Wall time, total | 1 min 45 s |",
     ):
         assert part in text, part
-    for part in ("(8, 16]", "> 64 (censored)", "resistance", "stability", "generalization", "trainability", "✕ fails"):
+    for part in (
+        "(8, 16]",
+        "> 64 (censored)",
+        "resistance",
+        "stability",
+        "generalization",
+        "trainability",
+        "✕ fails",
+    ):
         assert part in text, part
     assert "| Threads per cell | 1 |" in text and "titer judge RUN" in text
 
@@ -60,12 +73,20 @@ def test_deterministic_and_without_local_paths():
 
 
 def test_foreign_text_is_inert():
-    assert md("a|b\n*c* <b> `d` [x](javascript:1)") == "a\\|b \\*c\\* &lt;b> \\`d\\` [x]\\(javascript:1)"
+    assert (
+        md("a|b\n*c* <b> `d` [x](javascript:1)")
+        == "a\\|b \\*c\\* &lt;b> \\`d\\` [x]\\(javascript:1)"
+    )
     assert md("full_sft _x_ M*") == "full_sft \\_x\\_ M\\*"
-    assert paragraph("# not a heading") == "\\# not a heading" and paragraph("1. not a list") == "\\1. not a list"
+    assert (
+        paragraph("# not a heading") == "\\# not a heading"
+        and paragraph("1. not a list") == "\\1. not a list"
+    )
     study = make_study(title=HOSTILE)
     verdict = make_verdict(study)
-    stained = verdict.candidates[0].model_copy(update={"name": "a|b" + HOSTILE, "headline": HOSTILE})
+    stained = verdict.candidates[0].model_copy(
+        update={"name": "a|b" + HOSTILE, "headline": HOSTILE}
+    )
     text = render_markdown(make_view(study), verdict.model_copy(update={"candidates": (stained,)}))
     outside = re.sub(r"(`{3,})yaml\n.*?\n\1", "", text, flags=re.S)
     assert "<script" not in outside and "<img" not in outside

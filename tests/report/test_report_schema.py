@@ -1,4 +1,6 @@
-"""The published schema: up to date, complete, true of real verdicts, and strict enough to refuse what is none."""
+"""The published schema: up to date, complete, true of real verdicts, and strict enough to refuse
+what is none.
+"""
 
 import copy
 import json
@@ -73,8 +75,13 @@ def test_it_has_no_identity_and_says_what_everything_means():
         assert part.get("description"), name
         for field, body in part.get("properties", {}).items():
             said = body.get("description") or f"{field}:" in part["description"]
-            assert said, f"{name}.{field} needs a docstring in verdicts/model.py or a line in report/schema.py"
-    assert "order statistics" in schema["$defs"]["AttackVerdict"]["properties"]["quantile_budget"]["description"]
+            assert said, (
+                f"{name}.{field} needs a docstring in verdicts/model.py or a line in report/schema.py"
+            )
+    assert (
+        "order statistics"
+        in schema["$defs"]["AttackVerdict"]["properties"]["quantile_budget"]["description"]
+    )
 
 
 def test_every_definition_is_used():

@@ -41,8 +41,14 @@ def test_the_study_in_a_report_is_the_study_again():
     assert load_study(body).digest == view.study.digest
 
 
-@pytest.mark.parametrize(("low", "high", "ticks"), [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (2, 10, [2, 4, 6, 8, 10]),
-                                                    (-0.1, 0.1, [-0.1, -0.05, 0, 0.05, 0.1])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
+        (2, 10, [2, 4, 6, 8, 10]),
+        (-0.1, 0.1, [-0.1, -0.05, 0, 0.05, 0.1]),
+    ],
+)
 def test_round_ticks(low, high, ticks):
     assert svg.y_ticks(low, high) == pytest.approx(ticks)
 
@@ -50,6 +56,10 @@ def test_round_ticks(low, high, ticks):
 def test_budget_axis_shows_zero_and_grows():
     panel = svg.Panel(64, 0, 1, (0, 1, 2, 64), x_label="x", y_label="y")
     places = [panel.x(s) for s in (0, 1, 2, 64)]
-    assert places[0] == svg.LEFT and places[-1] == svg.WIDTH - svg.RIGHT and places == sorted(set(places))
+    assert (
+        places[0] == svg.LEFT
+        and places[-1] == svg.WIDTH - svg.RIGHT
+        and places == sorted(set(places))
+    )
     panel.line([(0, 0.1), (1, None), (2, 0.2), (64, 0.3)], "candidate")
     assert sum("polyline" in p for p in panel.parts) == 1  # a gap is not bridged

@@ -9,7 +9,9 @@ _done: dict[str, object] = {}
 
 @pytest.fixture
 def finished(small_study, tmp_path_factory):
-    """The small study run to its end in this process, once for all tests; never change it (see `copied`)."""
+    """The small study run to its end in this process, once for all tests; never change it (see
+    `copied`).
+    """
     if "run" not in _done:
         _done["run"] = tmp_path_factory.mktemp("finished") / "run"
         titer.run(small_study(), _done["run"])

@@ -1,4 +1,6 @@
-"""What the tests of running share: a study of five cells, and bad things that can happen in a worker."""
+"""What the tests of running share: a study of five cells, and bad things that can happen in a
+worker.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from titer.records.store import RunStore
 from titer.runners import execute
 from titer.study.cell import Planned
 
-WHEN = {"seconds", "started", "finished", "environment", "peak_memory_bytes", "probe_seconds", "resumed"}
+WHEN = {
+    "seconds",
+    "started",
+    "finished",
+    "environment",
+    "peak_memory_bytes",
+    "probe_seconds",
+    "resumed",
+}
 real_perform = execute._perform
 
 
@@ -32,7 +42,9 @@ def numbers_of(record: CellRecord) -> dict:
 
 def files(root: Path | str) -> dict[str, tuple[int, bytes]]:
     """Every record file with its time of change and its bytes."""
-    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in RunStore(root).cells.glob("*.json")}
+    return {
+        p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in RunStore(root).cells.glob("*.json")
+    }
 
 
 def purpose_of(planned: Planned) -> tuple[str, str, int]:

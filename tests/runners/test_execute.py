@@ -10,7 +10,7 @@ from titer.cli.main import main
 from titer.errors import BusyRunError, RunError, StorageError, StudyError, UsageError
 from titer.records.store import RunStore
 from titer.runners import execute
-from titer.runners.workbench import Workbench
+from titer.runners.cell_runner import CellRunner
 
 from running import die, files, numbers, purpose_of, real_perform  # isort: skip
 
@@ -19,7 +19,11 @@ from running import die, files, numbers, purpose_of, real_perform  # isort: skip
 def performed(monkeypatch):
     """The cells that are really worked on in this process, as (purpose, candidate, seed), in order."""
     seen = []
-    monkeypatch.setattr(execute, "_perform", lambda planned: seen.append(purpose_of(planned)) or real_perform(planned))
+    monkeypatch.setattr(
+        execute,
+        "_perform",
+        lambda planned: seen.append(purpose_of(planned)) or real_perform(planned),
+    )
     return seen
 
 
@@ -30,7 +34,9 @@ def failing(monkeypatch, which, error=None):
     def perform(planned):
         seen.append(purpose_of(planned))
         if which(*purpose_of(planned)):
-            raise error or RunError("made to fail", field="cell", value=" ".join(map(str, purpose_of(planned))))
+            raise error or RunError(
+                "made to fail", field="cell", value=" ".join(map(str, purpose_of(planned)))
+            )
         return real_perform(planned)
 
     monkeypatch.setattr(execute, "_perform", perform)
@@ -75,7 +81,11 @@ def test_progress_is_reported(small_study, tmp_path):
         *(f"attack {c} full_sft {s}" for _, c, s in ALL[1:]),
     ]
     assert [t[1] for t in told] == list(range(6)) and {t[3] for t in told} == {5}
-    assert told[0][2] == 0 and told[-1][2] == told[-1][4] and [t[2] for t in told] == sorted(t[2] for t in told)
+    assert (
+        told[0][2] == 0
+        and told[-1][2] == told[-1][4]
+        and [t[2] for t in told] == sorted(t[2] for t in told)
+    )
 
 
 def test_a_caller_keeps_its_threads(small_study, tmp_path):
@@ -99,11 +109,15 @@ def test_a_damaged_record_alone_is_done_anew(small_study, copied, finished, perf
     titer.run(small_study(), copied)
     assert performed == [("attack", "refusal", 1)]
     after = files(copied)
-    assert {n: c for n, c in after.items() if n != path.name} == {n: c for n, c in before.items() if n != path.name}
+    assert {n: c for n, c in after.items() if n != path.name} == {
+        n: c for n, c in before.items() if n != path.name
+    }
     assert numbers(copied) == numbers(finished)
 
 
-def test_weights_that_are_gone_are_made_anew_only_if_needed(small_study, copied, finished, performed):
+def test_weights_that_are_gone_are_made_anew_only_if_needed(
+    small_study, copied, finished, performed
+):
     import shutil
 
     store = RunStore(copied)
@@ -141,8 +155,11 @@ def test_the_run_can_stop_after_so_many_cells(small_study, finished, tmp_path, p
 def test_a_search_is_followed_by_its_confirmation(small_study, tmp_path, performed):
     attack = {"attack": "full_sft", "settings": {"batch_size": 16}, "search": {"lr": [1e-5, 1e-3]}}
     resistance = small_study().resistance.model_dump(mode="json")
-    study = small_study(candidates=["none"], resistance=resistance | {"attacks": [attack], "budget": 16, "seeds": [1],
-                                                                      "search_seeds": [11]})  # fmt: skip
+    study = small_study(
+        candidates=["none"],
+        resistance=resistance
+        | {"attacks": [attack], "budget": 16, "seeds": [1], "search_seeds": [11]},
+    )
     store = titer.run(study, tmp_path / "run")
     assert performed == [("search", "none", 11)] * 2 + [("attack", "none", 1)]
     (entry,) = store.view().entries("attack")
@@ -153,10 +170,14 @@ def test_a_search_is_followed_by_its_confirmation(small_study, tmp_path, perform
 # -- reuse --------------------------------------------------------------------------------------------------------
 
 
-def test_reuse_takes_records_and_weights_over_and_computes_nothing(small_study, finished, tmp_path, performed):
+def test_reuse_takes_records_and_weights_over_and_computes_nothing(
+    small_study, finished, tmp_path, performed
+):
     store = titer.run(small_study(), tmp_path / "run", reuse=(finished,))
     assert performed == []
-    assert {n: c[1] for n, c in files(store.root).items()} == {n: c[1] for n, c in files(finished).items()}
+    assert {n: c[1] for n, c in files(store.root).items()} == {
+        n: c[1] for n, c in files(finished).items()
+    }
     assert sorted(p.name for p in store.models.rglob("*")) == sorted(
         p.name for p in RunStore(finished).models.rglob("*")
     )
@@ -170,7 +191,9 @@ def test_reuse_takes_records_and_weights_over_and_computes_nothing(small_study, 
 
 def test_a_larger_study_takes_over_what_fits(small_study, finished, tmp_path, performed):
     resistance = small_study().resistance.model_dump(mode="json") | {"seeds": [1, 2, 3]}
-    titer.run(small_study(name="larger", resistance=resistance), tmp_path / "run", reuse=(finished,))
+    titer.run(
+        small_study(name="larger", resistance=resistance), tmp_path / "run", reuse=(finished,)
+    )
     assert performed == [("attack", "none", 3), ("attack", "refusal", 3)]
 
 
@@ -190,7 +213,9 @@ def test_a_directory_without_a_run_cannot_be_reused(small_study, tmp_path, perfo
     assert caught.value.value == str(other) and performed == [] and not (tmp_path / "run").exists()
 
 
-def test_a_full_disk_while_taking_weights_over_is_told_readably(small_study, finished, tmp_path, monkeypatch):
+def test_a_full_disk_while_taking_weights_over_is_told_readably(
+    small_study, finished, tmp_path, monkeypatch
+):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -203,11 +228,16 @@ def test_a_full_disk_while_taking_weights_over_is_told_readably(small_study, fin
 
 
 def test_a_failing_cell_does_not_stop_the_others(small_study, tmp_path, monkeypatch):
-    seen = failing(monkeypatch, lambda purpose, candidate, seed: (purpose, candidate) == ("attack", "none"))
+    seen = failing(
+        monkeypatch, lambda purpose, candidate, seed: (purpose, candidate) == ("attack", "none")
+    )
     with pytest.raises(RunError, match="made to fail") as caught:
         titer.run(small_study(), tmp_path / "run")
     assert caught.value.value == "attack none 1"  # the first of two
-    assert seen == ALL and done(tmp_path / "run") == set(ALL) - {("attack", "none", 1), ("attack", "none", 2)}
+    assert seen == ALL and done(tmp_path / "run") == set(ALL) - {
+        ("attack", "none", 1),
+        ("attack", "none", 2),
+    }
 
 
 def test_the_command_line_says_what_failed_and_returns_1(tmp_path, monkeypatch, capsys, study_file):
@@ -241,14 +271,20 @@ def test_what_does_not_depend_on_a_lost_cell_is_done(small_study, tmp_path, monk
 
 
 def test_after_a_full_disk_nothing_more_is_started(small_study, tmp_path, monkeypatch):
-    seen = failing(monkeypatch, lambda purpose, candidate, seed: seed == 1, StorageError("the disk is full"))
+    seen = failing(
+        monkeypatch, lambda purpose, candidate, seed: seed == 1, StorageError("the disk is full")
+    )
     with pytest.raises(StorageError, match="the disk is full"):
         titer.run(small_study(), tmp_path / "run")
     assert seen == ALL[:2]
 
 
-def test_a_disk_that_fills_up_keeps_what_is_finished_and_the_work_begun(small_study, finished, tmp_path, monkeypatch):
-    """The record of the third cell cannot be written; its checkpoint stays, and the same command goes on from there."""
+def test_a_disk_that_fills_up_keeps_what_is_finished_and_the_work_begun(
+    small_study, finished, tmp_path, monkeypatch
+):
+    """The record of the third cell cannot be written; its checkpoint stays, and the same command
+    goes on from there.
+    """
     real, count = os.fsync, []
 
     def fsync(handle):
@@ -274,7 +310,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished_and_the_work_begun(small_st
     "error", [RuntimeError("odd shape"), KeyError("gone"), TypeError("not a tensor"), MemoryError()]
 )
 def test_whatever_a_method_raises_is_told_with_its_place(small_study, tmp_path, monkeypatch, error):
-    def start(self, subject, data, *, seed, horizon):
+    def start(self, bundle, data, *, seed, horizon):
         raise error
 
     monkeypatch.setattr("titer.methods.attacks.full_sft.FullSFT.start", start)
@@ -293,10 +329,14 @@ def test_a_worker_that_dies_is_told_readably(small_study, tmp_path, monkeypatch)
     assert set(running) <= {p.digest for p in RunStore(tmp_path / "run").plan().cells}
 
 
-def test_a_device_that_is_not_there_is_refused_readably_whatever_the_workers(small_study, tmp_path, monkeypatch):
+def test_a_device_that_is_not_there_is_refused_readably_whatever_the_workers(
+    small_study, tmp_path, monkeypatch
+):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RunError, match="no CUDA device"):
-        titer.run(small_study(runtime={"max_length": 32, "device": "cuda"}), tmp_path / "run", workers=2)
+        titer.run(
+            small_study(runtime={"max_length": 32, "device": "cuda"}), tmp_path / "run", workers=2
+        )
 
 
 # -- one run at a time, one study in a directory ------------------------------------------------------------------
@@ -311,7 +351,9 @@ def study_file(small_study, tmp_path):
     return path
 
 
-def test_a_second_run_in_the_same_directory_is_refused(small_study, finished, copied, study_file, performed, capsys):
+def test_a_second_run_in_the_same_directory_is_refused(
+    small_study, finished, copied, study_file, performed, capsys
+):
     with RunStore(copied).locked():
         with pytest.raises(BusyRunError):
             titer.run(small_study(), copied)
@@ -327,7 +369,9 @@ def test_another_study_in_the_same_directory_is_refused(small_study, copied, per
     assert performed == [] and files(copied) == before
 
 
-def test_a_study_that_is_refused_leaves_the_directory_to_its_corrected_form(small_study, tmp_path, performed):
+def test_a_study_that_is_refused_leaves_the_directory_to_its_corrected_form(
+    small_study, tmp_path, performed
+):
     wrong = small_study(defense_data={"harmless": "harmless/defense"})
     with pytest.raises(StudyError):
         titer.run(wrong, tmp_path / "run")
@@ -350,7 +394,9 @@ def bench_and_cells(study, root, **options):
     from titer.engine.planning import plan
 
     pools = Pools(study)
-    return Workbench(RunStore(root), pools, study.runtime, **options), plan(study, pools, lambda d: None).cells
+    return CellRunner(RunStore(root), pools, study.runtime, **options), plan(
+        study, pools, lambda d: None
+    ).cells
 
 
 def test_transcripts_are_written_only_if_asked_for(small_study, tmp_path, finished):
@@ -360,11 +406,15 @@ def test_transcripts_are_written_only_if_asked_for(small_study, tmp_path, finish
     rows = store.read_transcripts(attack.digest)
     record = store.record(attack.digest)
     read = [(p.step, r.label, r.n) for p in record.probes for r in p.readings]
-    assert len(rows) == sum(n for *_, n in read) and {(r["step"], r["label"]) for r in rows} == {x[:2] for x in read}
+    assert len(rows) == sum(n for *_, n in read) and {(r["step"], r["label"]) for r in rows} == {
+        x[:2] for x in read
+    }
     assert record.transcripts and not RunStore(finished).record(attack.digest).transcripts
 
 
-def test_a_method_that_words_prompts_its_own_way_shares_no_reading(small_study, tmp_path, monkeypatch):
+def test_a_method_that_words_prompts_its_own_way_shares_no_reading(
+    small_study, tmp_path, monkeypatch
+):
     """Readings at step 0 are shared by what was read; a wrapped prompt is another one."""
     from dataclasses import replace
 
@@ -375,12 +425,14 @@ def test_a_method_that_words_prompts_its_own_way_shares_no_reading(small_study, 
     plain = bench.perform(attack)
     monkeypatch.setattr(FullSFT, "wrap_eval", lambda self, e: replace(e, prompt=e.prompt + " ."))
     wrapped = bench.perform(attack)
-    assert wrapped.items["harm"] != plain.items["harm"] and wrapped.items["harm"].startswith(plain.items["harm"])
+    assert wrapped.items["harm"] != plain.items["harm"] and wrapped.items["harm"].startswith(
+        plain.items["harm"]
+    )
     alone = bench_and_cells(small_study(), tmp_path)[0].perform(attack)
     assert wrapped.probe(0) == alone.probe(0)
 
 
 def test_a_look_outside_a_run_writes_neither_record_nor_checkpoint(small_study, tmp_path):
     bench, cells = bench_and_cells(small_study(), tmp_path, checkpoint_every_s=0.0)
-    bench.drive(next(p for p in cells if purpose_of(p) == ("attack", "none", 1)))
+    bench.run_cell(next(p for p in cells if purpose_of(p) == ("attack", "none", 1)))
     assert not list(tmp_path.rglob("*"))

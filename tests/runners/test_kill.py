@@ -43,9 +43,13 @@ def alive(group: int) -> list[int]:
 
 
 def steps_in(checkpoint: Path) -> float:
-    """How far a cell had come that has a checkpoint; infinitely far if the checkpoint is just being written or replaced."""
+    """How far a cell had come that has a checkpoint; infinitely far if the checkpoint is just being
+    written or replaced.
+    """
     try:
-        return json.loads((checkpoint / "state.json").read_text())["state"]["engine"]["cost"]["steps"]
+        return json.loads((checkpoint / "state.json").read_text())["state"]["engine"]["cost"][
+            "steps"
+        ]
     except (OSError, ValueError):
         return float("inf")
 
@@ -53,7 +57,9 @@ def steps_in(checkpoint: Path) -> float:
 def wait_for(condition, process=None):
     until = time.monotonic() + PATIENCE_S
     while not condition():
-        assert process is None or process.poll() is None, f"the run ended by itself: {process.stderr.read()}"
+        assert process is None or process.poll() is None, (
+            f"the run ended by itself: {process.stderr.read()}"
+        )
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.02)
 
@@ -63,7 +69,8 @@ def study(small_study):
     """Four attacks of 64 steps that break nothing, so that all 64 are taken."""
     attack = {"attack": "full_sft", "settings": {"lr": 1e-6, "batch_size": 16}}
     return small_study(
-        resistance=small_study().resistance.model_dump(mode="json") | {"budget": 64, "attacks": [attack]}
+        resistance=small_study().resistance.model_dump(mode="json")
+        | {"budget": 64, "attacks": [attack]}
     )
 
 
@@ -76,14 +83,21 @@ def study_file(study, tmp_path):
 
 @pytest.fixture
 def started(study_file, tmp_path):
-    """A function that starts the run in a process group of its own, and ends whatever of it is left."""
+    """A function that starts the run in a process group of its own, and ends whatever of it is
+    left.
+    """
 
     @contextmanager
     def start(root):
         script = tmp_path / "run.py"
         script.write_text(SCRIPT)
-        process = subprocess.Popen([sys.executable, str(script), str(study_file), str(root)], start_new_session=True,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(study_file), str(root)],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
             yield process
         finally:
@@ -107,7 +121,9 @@ def test_a_killed_run_continues_where_it_was(study, study_file, started, tmp_pat
         assert "another titer process" in capsys.readouterr().err
 
         def mid_way():
-            return len(list(store.cells.glob("*.json"))) >= 2 and any(steps_in(p) < 12 for p in store.work.glob("*"))
+            return len(list(store.cells.glob("*.json"))) >= 2 and any(
+                steps_in(p) < 12 for p in store.work.glob("*")
+            )
 
         wait_for(mid_way, process)
         os.kill(process.pid, signal.SIGKILL)  # it alone: its workers must notice by themselves

@@ -19,7 +19,9 @@ class Mine(Base):
 @pytest.fixture
 def installed(monkeypatch):
     def install(*pairs):
-        entries = [SimpleNamespace(name=n, value=f"package:{n}", load=lambda v=v: v) for n, v in pairs]
+        entries = [
+            SimpleNamespace(name=n, value=f"package:{n}", load=lambda v=v: v) for n, v in pairs
+        ]
         monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
 
     return install

@@ -13,7 +13,10 @@ from titer.study.releaser import file_pool, releaser_study
 
 
 def lines(count, **fields):
-    return "".join(json.dumps({"prompt": f"question {i}", **fields}, ensure_ascii=False) + "\n" for i in range(count))
+    return "".join(
+        json.dumps({"prompt": f"question {i}", **fields}, ensure_ascii=False) + "\n"
+        for i in range(count)
+    )
 
 
 @pytest.fixture
@@ -21,17 +24,26 @@ def files(tmp_path):
     (tmp_path / "attack.jsonl").write_text(lines(100, response="yes"))
     (tmp_path / "prompts.jsonl").write_text(lines(50))
     (tmp_path / "benign.jsonl").write_text(lines(40, response="yes"))
-    return {"attack_data": tmp_path / "attack.jsonl", "eval_prompts": tmp_path / "prompts.jsonl",
-            "benign_data": tmp_path / "benign.jsonl"}  # fmt: skip
+    return {
+        "attack_data": tmp_path / "attack.jsonl",
+        "eval_prompts": tmp_path / "prompts.jsonl",
+        "benign_data": tmp_path / "benign.jsonl",
+    }
 
 
 def test_two_models_and_three_files_make_a_whole_study(files):
-    study = releaser_study(model="tiny:aligned", candidates=["tiny:base", "tiny:untaught"], budget=16, seeds=3, **files)
+    study = releaser_study(
+        model="tiny:aligned", candidates=["tiny:base", "tiny:untaught"], budget=16, seeds=3, **files
+    )
     assert [(c.name, str(c.model)) for c in study.candidates[1:]] == [
-        ("candidate1", "tiny:base"), ("candidate2", "tiny:untaught"),
-    ]  # fmt: skip
+        ("candidate1", "tiny:base"),
+        ("candidate2", "tiny:untaught"),
+    ]
     assert study.pools["attack"].parts == {"train": 99} and study.resistance.data.examples == 49
-    assert sum(study.pools["judge"].parts.values()) <= 50 and sum(study.pools["benign"].parts.values()) <= 40
+    assert (
+        sum(study.pools["judge"].parts.values()) <= 50
+        and sum(study.pools["benign"].parts.values()) <= 40
+    )
     assert {a.attack for a in study.resistance.attacks} == {"full_sft", "lora_sft"}
     assert len(study.resistance.seeds) == 3 and study.stability and study.trainability
     assert study.threat_model == "open_weights" and study.resistance.budget == 16
@@ -49,7 +61,10 @@ def test_without_files_packaged_text_is_taken():
         "judge": "strongreject",
         "benign": "alpaca",
     }
-    assert study.pools["judge"].drop_near == ("attack",) and study.pools["attack"].respond == "content_free"
+    assert (
+        study.pools["judge"].drop_near == ("attack",)
+        and study.pools["attack"].respond == "content_free"
+    )
 
 
 def test_written_down_and_read_again_it_is_the_same_study(files, tmp_path, monkeypatch):
@@ -79,7 +94,10 @@ def test_line_ends_byte_order_marks_and_odd_separators_are_no_matter(tmp_path, e
     from titer.data.sources.files import jsonl
 
     file = tmp_path / "a.jsonl"
-    rows = [json.dumps({"prompt": f"q {i}\u2028and\u0085so", "response": "é"}, ensure_ascii=False) for i in range(20)]
+    rows = [
+        json.dumps({"prompt": f"q {i}\u2028and\u0085so", "response": "é"}, ensure_ascii=False)
+        for i in range(20)
+    ]
     file.write_bytes((mark + end.join([*rows, "", ""])).encode())
     pool = file_pool(file, "attack_data", {"train": 0.5, "test": 0.5}, ("response",))
     assert pool["parts"] == {"train": 10, "test": 10}
@@ -88,7 +106,11 @@ def test_line_ends_byte_order_marks_and_odd_separators_are_no_matter(tmp_path, e
 
 def test_prompts_are_counted_as_pools_tell_them_apart(tmp_path):
     file = tmp_path / "a.jsonl"
-    file.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("Ask  me", "ask me", " ask\nme ", "ask you")))
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": p}) + "\n" for p in ("Ask  me", "ask me", " ask\nme ", "ask you")
+        )
+    )
     assert file_pool(file, "x", {"a": 0.5, "b": 0.5})["parts"] == {"a": 1, "b": 1}
 
 
@@ -102,21 +124,32 @@ def complaint(files, **changes) -> StudyError:
 @pytest.mark.parametrize("name", ["attack_data", "eval_prompts", "benign_data"])
 def test_a_file_that_is_not_there_is_named(files, tmp_path, name):
     error = complaint(files, **{name: tmp_path / "no.jsonl"})
-    assert error.field == name and "no.jsonl" in str(error.value) and "does not exist" in error.problem
+    assert (
+        error.field == name and "no.jsonl" in str(error.value) and "does not exist" in error.problem
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "problem", "line"),
-    [('{"prompt": "a", "response": "b"}\nnot json\n', "not JSON", 2), ('["a"]\n', "not a JSON object", 1),
-     ('{"prompt": "a", "response": "b"}\n\n{"prompt": "c"}\n', "no response", 3), ('{"response": "b"}\n', "no prompt", 1),
-     ('{"prompt": " ", "response": "b"}\n', "no prompt", 1), ('{"prompt": 3, "response": "b"}\n', "no prompt", 1),
-     ('{"prompt": "a", "response": null}\n', "no response", 1)],
-)  # fmt: skip
+    [
+        ('{"prompt": "a", "response": "b"}\nnot json\n', "not JSON", 2),
+        ('["a"]\n', "not a JSON object", 1),
+        ('{"prompt": "a", "response": "b"}\n\n{"prompt": "c"}\n', "no response", 3),
+        ('{"response": "b"}\n', "no prompt", 1),
+        ('{"prompt": " ", "response": "b"}\n', "no prompt", 1),
+        ('{"prompt": 3, "response": "b"}\n', "no prompt", 1),
+        ('{"prompt": "a", "response": null}\n', "no response", 1),
+    ],
+)
 def test_a_line_that_will_not_do_is_named(files, tmp_path, content, problem, line):
     file = tmp_path / "bad.jsonl"
     file.write_text(content)
     error = complaint(files, attack_data=file)
-    assert error.field == "attack_data" and problem in error.problem and error.value.endswith(f"bad.jsonl, line {line}")
+    assert (
+        error.field == "attack_data"
+        and problem in error.problem
+        and error.value.endswith(f"bad.jsonl, line {line}")
+    )
     assert '"response"' in error.expected
 
 
@@ -126,12 +159,18 @@ def test_a_file_in_another_encoding(files, tmp_path):
     assert "encoding" in complaint(files, eval_prompts=file).remedy
 
 
-@pytest.mark.parametrize(("name", "count"), [("attack_data", 0), ("eval_prompts", 2), ("benign_data", 2)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("attack_data", 0), ("eval_prompts", 2), ("benign_data", 2)]
+)
 def test_a_file_too_short_is_told(files, tmp_path, name, count):
     file = tmp_path / "short.jsonl"
     file.write_text(lines(count, response="yes"))
     error = complaint(files, **{name: file})
-    assert error.field == name and "short" in error.problem and f"{count} distinct prompts" in error.value
+    assert (
+        error.field == name
+        and "short" in error.problem
+        and f"{count} distinct prompts" in error.value
+    )
 
 
 def test_prompts_need_answers_only_if_answers_are_compared(files):
@@ -140,7 +179,8 @@ def test_prompts_need_answers_only_if_answers_are_compared(files):
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"), [({"model": "org/name"}, "model"), ({"candidates": ["org/name"]}, "candidate")]
+    ("changes", "field"),
+    [({"model": "org/name"}, "model"), ({"candidates": ["org/name"]}, "candidate")],
 )
 def test_a_hub_id_taken_for_a_directory_is_explained(files, changes, field):
     error = complaint(files, **changes)
@@ -149,9 +189,16 @@ def test_a_hub_id_taken_for_a_directory_is_explained(files, changes, field):
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"phi": 0.0}, "resistance.phi"), ({"phi": 1.5}, "resistance.phi"), ({"delta": 1.0}, "resistance.delta"),
-     ({"budget": -4}, "resistance.budget"), ({"precision": "fp8"}, "runtime.precision"), ({"seeds": 0}, "resistance.seeds"),
-     ({"full_lr": [1e-3, 1e-3]}, "resistance.attacks.0.search.lr"), ({"max_length": 2}, "runtime.max_length")],
-)  # fmt: skip
+    [
+        ({"phi": 0.0}, "resistance.phi"),
+        ({"phi": 1.5}, "resistance.phi"),
+        ({"delta": 1.0}, "resistance.delta"),
+        ({"budget": -4}, "resistance.budget"),
+        ({"precision": "fp8"}, "runtime.precision"),
+        ({"seeds": 0}, "resistance.seeds"),
+        ({"full_lr": [1e-3, 1e-3]}, "resistance.attacks.0.search.lr"),
+        ({"max_length": 2}, "runtime.max_length"),
+    ],
+)
 def test_numbers_out_of_range_name_their_field(files, changes, field):
     assert complaint(files, **changes).field == field

@@ -1,4 +1,6 @@
-"""A study's digest: the same however it is written, another one for whatever changes what is studied."""
+"""A study's digest: the same however it is written, another one for whatever changes what is
+studied.
+"""
 
 import copy
 import json
@@ -37,10 +39,14 @@ def changed(path: tuple, value: Any) -> dict:
 
 
 OTHER = {  # another valid value, where "a bit more" would not be one
-    ("threat_model",): "fine_tuning_service", ("model", "source"): "package",
-    ("resistance", "confirm"): "harm/spare", ("generalization", "attack"): "full_sft@lr=0.001",
-    ("runtime", "precision"): "bf16_autocast", ("candidates", 1, "name"): "another", ("candidates", 2, "name"): "another",
-}  # fmt: skip
+    ("threat_model",): "fine_tuning_service",
+    ("model", "source"): "package",
+    ("resistance", "confirm"): "harm/spare",
+    ("generalization", "attack"): "full_sft@lr=0.001",
+    ("runtime", "precision"): "bf16_autocast",
+    ("candidates", 1, "name"): "another",
+    ("candidates", 2, "name"): "another",
+}
 SILENT = {("runtime", f) for f in ("eval_batch", "workers", "threads", "device", "price_per_hour")}
 
 
@@ -78,19 +84,33 @@ def test_every_value_matters(path):
 
 HARM = {"measure": "exact_answer", "part": "harm/judge"}
 ADDED = [
-    (("theoretical_guarantee",), "a theorem"), (("model", "revision"), "main"), (("model", "trust_remote_code"), True),
+    (("theoretical_guarantee",), "a theorem"),
+    (("model", "revision"), "main"),
+    (("model", "trust_remote_code"), True),
     (("align",), {"method": "sft_refusal", "data": {"harmful": "harm/spare"}, "steps": 1}),
-    (("pools", "harm", "respond"), "content_free"), (("pools", "harm", "refuse"), "standard"),
-    (("pools", "harm", "merge"), {"all": ["vexar"]}), (("pools", "harm", "drop_near"), ["harm"]),
-    (("pools", "harm", "near_threshold"), 0.7), (("pools", "harm", "shuffle"), 1),
-    (("defense_data", "domains"), ["vexar"]), (("defense_data", "examples"), 10),
-    (("candidates", 1, "seed"), 1), (("candidates", 1, "data"), {"harmful": "harm/spare"}),
-    (("resistance", "attacks", 1, "name"), "lora"), (("resistance", "attacks", 1, "data"), {"harmful": "harm/attack"}),
-    (("resistance", "probes"), [0, 64]), (("resistance", "harm", "limit"), 10),
-    (("resistance", "harm", "domains"), ["vexar"]), (("resistance", "second"), HARM), (("resistance", "quantile"), 0.6),
-    (("resistance", "search_seeds"), [1]), (("resistance", "search_part"), "harm/spare"),
-    (("stability", "alpha"), 0.01), (("generalization", "candidates"), ["sft_refusal"]), (("trainability", "alpha"), 0.01),
-]  # fmt: skip
+    (("pools", "harm", "respond"), "content_free"),
+    (("pools", "harm", "refuse"), "standard"),
+    (("pools", "harm", "merge"), {"all": ["vexar"]}),
+    (("pools", "harm", "drop_near"), ["harm"]),
+    (("pools", "harm", "near_threshold"), 0.7),
+    (("pools", "harm", "shuffle"), 1),
+    (("defense_data", "domains"), ["vexar"]),
+    (("defense_data", "examples"), 10),
+    (("candidates", 1, "seed"), 1),
+    (("candidates", 1, "data"), {"harmful": "harm/spare"}),
+    (("resistance", "attacks", 1, "name"), "lora"),
+    (("resistance", "attacks", 1, "data"), {"harmful": "harm/attack"}),
+    (("resistance", "probes"), [0, 64]),
+    (("resistance", "harm", "limit"), 10),
+    (("resistance", "harm", "domains"), ["vexar"]),
+    (("resistance", "second"), HARM),
+    (("resistance", "quantile"), 0.6),
+    (("resistance", "search_seeds"), [1]),
+    (("resistance", "search_part"), "harm/spare"),
+    (("stability", "alpha"), 0.01),
+    (("generalization", "candidates"), ["sft_refusal"]),
+    (("trainability", "alpha"), 0.01),
+]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +129,8 @@ def test_a_search_is_another_study_than_a_sweep():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("eval_batch", 7), ("workers", 5), ("threads", 3), ("device", "cpu"), ("price_per_hour", 2.5)]
+    ("field", "value"),
+    [("eval_batch", 7), ("workers", 5), ("threads", 3), ("device", "cpu"), ("price_per_hour", 2.5)],
 )
 def test_how_the_work_is_done_does_not_matter(field, value):
     study = load_study(changed(("runtime", field), value))

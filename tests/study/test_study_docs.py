@@ -15,8 +15,11 @@ from titer.study.load import parse_study
 from titer.study.reference import ModelRef
 
 PAGE = (Path(__file__).parents[2] / "docs/studies.md").read_text("utf-8")
-MODELS = {m.__name__: m for m in (*vars(spec).values(), ModelRef)
-          if isinstance(m, type) and issubclass(m, Strict) and m is not Strict}  # fmt: skip
+MODELS = {
+    m.__name__: m
+    for m in (*vars(spec).values(), ModelRef)
+    if isinstance(m, type) and issubclass(m, Strict) and m is not Strict
+}
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.S | re.M)
 
 
@@ -48,7 +51,10 @@ def test_the_page_documents_no_part_that_does_not_exist():
 
 
 def test_links_lead_to_headings():
-    anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", PAGE, re.M)}
+    anchors = {
+        re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-")
+        for h in re.findall(r"^#+ (.*)$", PAGE, re.M)
+    }
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= anchors
 
 
@@ -67,11 +73,21 @@ def test_the_complete_example_uses_every_field_and_can_be_planned(tmp_path):
     study = parse_study(text, base=tmp_path, where="docs/studies.md")
     cells = plan(study, Pools(study), lambda digest: None)
     purposes = {r.purpose for p in cells.cells for r in p.roles}
-    assert {"align", "defense", "stability", "search", "attack", "generalization", "trainability_search"} <= purposes
+    assert {
+        "align",
+        "defense",
+        "stability",
+        "search",
+        "attack",
+        "generalization",
+        "trainability_search",
+    } <= purposes
 
 
 def test_the_page_lists_every_source():
     from titer.data.sources import SOURCES
 
     table = PAGE.split("## Text sources")[1].split("## Identity")[0]
-    assert set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", table, re.M)))) == set(SOURCES)
+    assert set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", table, re.M)))) == set(
+        SOURCES
+    )

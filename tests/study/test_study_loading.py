@@ -34,14 +34,23 @@ def small(text: str = SMALL, base: Path = Path(".")) -> Study:
     return parse_study(text.replace("LR", "1e-4"), base=base, where="small.yaml")
 
 
-@given(st.floats(min_value=1e-30, max_value=1e30), st.sampled_from(["{:.0e}", "{:.3e}", "{:E}", "{!r}"]))
+@given(
+    st.floats(min_value=1e-30, max_value=1e30),
+    st.sampled_from(["{:.0e}", "{:.3e}", "{:E}", "{!r}"]),
+)
 def test_numbers_in_scientific_notation_are_numbers(number, style):
     text = style.format(number)
-    lr = parse_study(SMALL.replace("LR", text), base=Path("."), where="x").resistance.attacks[0].settings["lr"]
+    lr = (
+        parse_study(SMALL.replace("LR", text), base=Path("."), where="x")
+        .resistance.attacks[0]
+        .settings["lr"]
+    )
     assert isinstance(lr, float) and math.isclose(lr, float(text), rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("written", ["1e-4", "1E-4", "1.e-4", "+1e-4", "10e-5", "0.0001", "1.0e-04"])
+@pytest.mark.parametrize(
+    "written", ["1e-4", "1E-4", "1.e-4", "+1e-4", "10e-5", "0.0001", "1.0e-04"]
+)
 def test_one_ten_thousandth_however_written(written):
     study = parse_study(SMALL.replace("LR", written), base=Path("."), where="x")
     assert study.resistance.attacks[0].settings["lr"] == pytest.approx(1e-4, rel=1e-12)
@@ -61,13 +70,26 @@ def test_the_four_kinds_of_source_give_the_same_study(tmp_path):
     from_text = load_study(str(file))
     from_dictionary = load_study({**yaml.safe_load(SMALL.replace("LR", "1.0e-4"))})
     assert from_file == from_text == from_dictionary and load_study(from_file) is from_file
-    assert load_study("quickstart") == parse_study(builtin_studies()["quickstart"], base=tmp_path, where="x")
+    assert load_study("quickstart") == parse_study(
+        builtin_studies()["quickstart"], base=tmp_path, where="x"
+    )
 
 
-def test_relative_paths_are_relative_to_the_file_not_to_the_working_directory(tmp_path, monkeypatch):
-    text = SMALL.replace("LR", "1e-4").replace("model: tiny:aligned", "model: ./m").replace(
-        "candidates: [none]", "candidates: [{name: a, model: stars/a}, {name: b, model: 'path:../b'}, {name: c, model: 'hub:o/n'}]"
-    ).replace("source: tiny_world, options: {count: 400}", "source: jsonl, options: {path: text/h.jsonl}")  # fmt: skip
+def test_relative_paths_are_relative_to_the_file_not_to_the_working_directory(
+    tmp_path, monkeypatch
+):
+    text = (
+        SMALL.replace("LR", "1e-4")
+        .replace("model: tiny:aligned", "model: ./m")
+        .replace(
+            "candidates: [none]",
+            "candidates: [{name: a, model: stars/a}, {name: b, model: 'path:../b'}, {name: c, model: 'hub:o/n'}]",
+        )
+        .replace(
+            "source: tiny_world, options: {count: 400}",
+            "source: jsonl, options: {path: text/h.jsonl}",
+        )
+    )
     folder = tmp_path / "studies"
     folder.mkdir()
     (folder / "s.yaml").write_text(text)
@@ -75,8 +97,10 @@ def test_relative_paths_are_relative_to_the_file_not_to_the_working_directory(tm
     study = load_study(folder / "s.yaml")
     assert study.model.name == str(folder / "m")
     assert [str(c.model) for c in study.candidates[1:]] == [
-        f"path:{folder / 'stars/a'}", f"path:{tmp_path / 'b'}", "hub:o/n",
-    ]  # fmt: skip
+        f"path:{folder / 'stars/a'}",
+        f"path:{tmp_path / 'b'}",
+        "hub:o/n",
+    ]
     assert study.pools["harm"].options["path"] == str(folder / "text/h.jsonl")
     mapped = text.replace("model: ./m", "model: {source: path, name: m}")
     assert parse_study(mapped, base=folder, where="x") == study
@@ -102,18 +126,32 @@ def test_a_key_given_twice_deep_inside_is_an_error():
 
 
 def test_yaml_merging_may_be_overridden():
-    text = SMALL.replace("candidates: [none]", """candidates:
+    text = SMALL.replace(
+        "candidates: [none]",
+        """candidates:
   - &first {name: a, defense: sft_refusal, steps: 3}
   - &second {<<: *first, name: b}
   - {<<: *second, name: c, steps: 4}
-defense_data: {harmful: harm/defense}""".replace("harm/attack}", "harm/attack}")).replace("{attack: 100, judge", "{attack: 100, defense: 50, judge")  # fmt: skip
-    assert [(c.name, c.steps) for c in small(text).candidates] == [("none", 0), ("a", 3), ("b", 3), ("c", 4)]
+defense_data: {harmful: harm/defense}""".replace("harm/attack}", "harm/attack}"),
+    ).replace("{attack: 100, judge", "{attack: 100, defense: 50, judge")
+    assert [(c.name, c.steps) for c in small(text).candidates] == [
+        ("none", 0),
+        ("a", 3),
+        ("b", 3),
+        ("c", 4),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("name: [1, 2\nmodel: x\n", 2), ("name: a\n\tmodel: b\n", 2), ("a: 1\nb: 'x\n", 3), ("name: a: b\n", 1), ("? {a: 1}\n: 2\n", 1)],
-)  # fmt: skip
+    [
+        ("name: [1, 2\nmodel: x\n", 2),
+        ("name: a\n\tmodel: b\n", 2),
+        ("a: 1\nb: 'x\n", 3),
+        ("name: a: b\n", 1),
+        ("? {a: 1}\n: 2\n", 1),
+    ],
+)
 def test_what_is_no_yaml_is_told_with_its_line(text, line):
     with pytest.raises(StudyError, match=rf"s\.yaml, line {line}: not YAML") as caught:
         parse_study(text, base=Path("."), where="s.yaml")

@@ -25,23 +25,40 @@ def refused(path: str, value: Any) -> StudyError:
     here[last] = value
     with pytest.raises(StudyError) as caught:
         load_study(study)
-    assert caught.value.field and caught.value.expected and caught.value.remedy and caught.value.exit_status == 2
+    assert (
+        caught.value.field
+        and caught.value.expected
+        and caught.value.remedy
+        and caught.value.exit_status == 2
+    )
     return caught.value
 
 
 @pytest.mark.parametrize(
     ("path", "near"),
     [
-        ("tilte", "title"), ("model.revison", "revision"), ("pools.harm.shufle", "shuffle"),
-        ("pools.harm.sources", "source"), ("defense_data.harmfull", "harmful"), ("candidates.1.step", "steps"),
-        ("candidates.1.defense.seting", "settings"), ("resistance.buget", "budget"), ("resistance.data.example", "examples"),
-        ("resistance.harm.parts", "part"), ("resistance.attacks.0.sweeep", "sweep"), ("stability.benchmark", "benchmarks"),
-        ("stability.benchmarks.0.margn", "margin"), ("stability.benchmarks.0.measure.lmit", "limit"),
-        ("generalization.group", "groups"), ("trainability.recip", "recipe"), ("trainability.recipe.setting", "settings"),
-        ("trainability.tasks.0.budgets", "budget"), ("trainability.tasks.0.data.harmles", "harmless"),
+        ("tilte", "title"),
+        ("model.revison", "revision"),
+        ("pools.harm.shufle", "shuffle"),
+        ("pools.harm.sources", "source"),
+        ("defense_data.harmfull", "harmful"),
+        ("candidates.1.step", "steps"),
+        ("candidates.1.defense.seting", "settings"),
+        ("resistance.buget", "budget"),
+        ("resistance.data.example", "examples"),
+        ("resistance.harm.parts", "part"),
+        ("resistance.attacks.0.sweeep", "sweep"),
+        ("stability.benchmark", "benchmarks"),
+        ("stability.benchmarks.0.margn", "margin"),
+        ("stability.benchmarks.0.measure.lmit", "limit"),
+        ("generalization.group", "groups"),
+        ("trainability.recip", "recipe"),
+        ("trainability.recipe.setting", "settings"),
+        ("trainability.tasks.0.budgets", "budget"),
+        ("trainability.tasks.0.data.harmles", "harmless"),
         ("runtime.max_lenght", "max_length"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_field_at_every_level_names_the_nearest(path, near):
     error = refused(path, "?")
     assert "unknown field" in error.problem and error.field == path and error.value == "?"
@@ -69,7 +86,8 @@ def test_further_mistakes_are_counted():
 
 
 NUMBERS = {
-    "resistance.budget": st.integers(max_value=0), "trainability.tasks.0.budget": st.integers(max_value=0),
+    "resistance.budget": st.integers(max_value=0),
+    "trainability.tasks.0.budget": st.integers(max_value=0),
     "candidates.1.steps": st.integers(max_value=-1),
     "resistance.phi": st.floats(max_value=0) | st.floats(min_value=1, exclude_min=True),
     "resistance.alpha": st.floats(max_value=0) | st.floats(min_value=1),
@@ -83,9 +101,10 @@ NUMBERS = {
     "pools.harm.parts.attack": st.integers(max_value=0),
     "pools.harm.near_threshold": st.floats(max_value=0) | st.floats(min_value=1),
     "resistance.data.examples": st.integers(max_value=0),
-    "runtime.max_length": st.integers(max_value=7), "runtime.workers": st.integers(max_value=0),
+    "runtime.max_length": st.integers(max_value=7),
+    "runtime.workers": st.integers(max_value=0),
     "runtime.price_per_hour": st.floats(max_value=0, exclude_max=True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("path", NUMBERS)
@@ -105,17 +124,40 @@ def test_the_ends_of_the_range_of_phi(phi):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("threat_model", "closed"), ("format", 2), ("runtime.precision", "fp8"), ("resistance.budget", "many"),
-     ("resistance.probes", "linear"), ("name", "with space"), ("name", ""), ("model", 3), ("pools", {}), ("candidates", []),
-     ("resistance.seeds", []), ("resistance.seeds", ["a"]), ("resistance.attacks", []), ("resistance.harm", "exact_answer"),
-     ("resistance.confirm", "no slash"), ("model.source", "somewhere"), ("stability.benchmarks", [])],
-)  # fmt: skip
+    [
+        ("threat_model", "closed"),
+        ("format", 2),
+        ("runtime.precision", "fp8"),
+        ("resistance.budget", "many"),
+        ("resistance.probes", "linear"),
+        ("name", "with space"),
+        ("name", ""),
+        ("model", 3),
+        ("pools", {}),
+        ("candidates", []),
+        ("resistance.seeds", []),
+        ("resistance.seeds", ["a"]),
+        ("resistance.attacks", []),
+        ("resistance.harm", "exact_answer"),
+        ("resistance.confirm", "no slash"),
+        ("model.source", "somewhere"),
+        ("stability.benchmarks", []),
+    ],
+)
 def test_a_value_of_the_wrong_kind_is_refused(path, value):
     assert refused(path, value).field.startswith(path)
 
 
-@pytest.mark.parametrize("path", ["resistance.seeds", "generalization.seeds", "trainability.seeds",
-                                  "resistance.search_seeds", "trainability.search_seeds"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "resistance.seeds",
+        "generalization.seeds",
+        "trainability.seeds",
+        "resistance.search_seeds",
+        "trainability.search_seeds",
+    ],
+)
 @given(seeds=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5), at=st.integers(0, 10))
 def test_a_repeated_seed_is_refused(path, seeds, at):
     repeated = seeds[at % len(seeds)]
@@ -148,10 +190,14 @@ def test_the_geometric_grid_is_one_a_study_could_have_written_out(budget):
 
 @pytest.mark.parametrize(
     ("path", "value", "near"),
-    [("resistance.confirm", "harm/conform", "harm/confirm"), ("resistance.search_part", "harm/defence", "harm/defense"),
-     ("defense_data.harmful", "ham/defense", "harm/defense"), ("stability.benchmarks.0.measure.part", "harmless/acuracy", "harmless/accuracy"),
-     ("trainability.tasks.0.search_part", "new_cipher/serch", "new_cipher/search")],
-)  # fmt: skip
+    [
+        ("resistance.confirm", "harm/conform", "harm/confirm"),
+        ("resistance.search_part", "harm/defence", "harm/defense"),
+        ("defense_data.harmful", "ham/defense", "harm/defense"),
+        ("stability.benchmarks.0.measure.part", "harmless/acuracy", "harmless/accuracy"),
+        ("trainability.tasks.0.search_part", "new_cipher/serch", "new_cipher/search"),
+    ],
+)
 def test_an_unknown_part_names_the_nearest(path, value, near):
     error = refused(path, value)
     assert error.value == value and near in error.remedy and near in error.expected
@@ -164,9 +210,13 @@ def test_a_pool_to_be_kept_apart_from_must_exist():
 
 @pytest.mark.parametrize(
     ("candidate", "says"),
-    [({"name": "x"}, "neither"), ({"name": "x", "defense": "sft_refusal", "model": "tiny:base"}, "both"),
-     ({"name": "none", "defense": "sft_refusal"}, "control"), ({"name": "none", "model": "tiny:base"}, "control")],
-)  # fmt: skip
+    [
+        ({"name": "x"}, "neither"),
+        ({"name": "x", "defense": "sft_refusal", "model": "tiny:base"}, "both"),
+        ({"name": "none", "defense": "sft_refusal"}, "control"),
+        ({"name": "none", "model": "tiny:base"}, "control"),
+    ],
+)
 def test_a_candidate_is_a_defense_or_a_model(candidate, says):
     assert says in refused("candidates", [candidate]).problem
 
@@ -189,8 +239,13 @@ def test_a_breach_is_confirmed_on_other_prompts():
 
 
 @pytest.mark.parametrize(
-    ("extra", "lacking"), [({}, "search_seeds"), ({"search_seeds": [1]}, "search_part"), ({"search_part": "harm/defense"}, "search_seeds")]
-)  # fmt: skip
+    ("extra", "lacking"),
+    [
+        ({}, "search_seeds"),
+        ({"search_seeds": [1]}, "search_part"),
+        ({"search_part": "harm/defense"}, "search_seeds"),
+    ],
+)
 def test_a_search_needs_seeds_and_prompts_of_its_own(extra, lacking):
     attack = {"attack": "full_sft", "name": "full_sft@lr=0.0003", "search": {"lr": [1e-3]}}
     error = refused("resistance", BASE["resistance"] | {"attacks": [attack]} | extra)
@@ -200,7 +255,10 @@ def test_a_search_needs_seeds_and_prompts_of_its_own(extra, lacking):
 @pytest.mark.parametrize("field", ["sweep", "search"])
 @pytest.mark.parametrize("values", [[], [1e-3, 1e-4, 1e-3]])
 def test_values_to_try_are_some_and_distinct(field, values):
-    assert refused(f"resistance.attacks.1.{field}", {"lr": values}).field == f"resistance.attacks.1.{field}.lr"
+    assert (
+        refused(f"resistance.attacks.1.{field}", {"lr": values}).field
+        == f"resistance.attacks.1.{field}.lr"
+    )
 
 
 def test_two_attacks_with_one_label_are_refused():
@@ -219,7 +277,8 @@ def test_generalization_of_a_candidate_that_is_not_in_the_study():
 
 
 @pytest.mark.parametrize(
-    "groups", [{"all": ["vexar"]}, {"a": ["vexar", "skarn"], "b": ["skarn"]}, {"a": [], "b": ["vexar"]}]
+    "groups",
+    [{"all": ["vexar"]}, {"a": ["vexar", "skarn"], "b": ["skarn"]}, {"a": [], "b": ["vexar"]}],
 )
 def test_generalization_needs_two_groups_without_a_common_domain(groups):
     assert refused("generalization.groups", groups).field.startswith("generalization.groups")
@@ -227,7 +286,9 @@ def test_generalization_needs_two_groups_without_a_common_domain(groups):
 
 def test_a_study_made_by_hand_is_checked_too():
     with pytest.raises(ValueError, match="other prompts"):
-        Study.model_validate(copy.deepcopy(BASE) | {"resistance": BASE["resistance"] | {"confirm": "harm/judge"}})
+        Study.model_validate(
+            copy.deepcopy(BASE) | {"resistance": BASE["resistance"] | {"confirm": "harm/judge"}}
+        )
 
 
 def quickstart_with(path, value):
@@ -276,9 +337,16 @@ def test_a_candidate_with_data_of_its_own_is_held_to_it_too():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("resistance.alpha", 0.999999), ("resistance.delta", 0.999999), ("resistance.delta", 1e-300), ("stability.alpha", 0.5),
-     ("stability.benchmarks.0.margin", 1.0), ("trainability.slowdown", 1e9), ("trainability.margin", 10.0)],
-)  # fmt: skip
+    [
+        ("resistance.alpha", 0.999999),
+        ("resistance.delta", 0.999999),
+        ("resistance.delta", 1e-300),
+        ("stability.alpha", 0.5),
+        ("stability.benchmarks.0.margin", 1.0),
+        ("trainability.slowdown", 1e9),
+        ("trainability.margin", 10.0),
+    ],
+)
 def test_claims_cannot_be_made_trivial(field, value):
     study = quickstart_with(field, value)
     with pytest.raises(StudyError):

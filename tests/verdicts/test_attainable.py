@@ -37,7 +37,10 @@ def test_other_conditions():
     assert "never `holds`, since stability is not tested" in attainable(Make().study)
     few = {
         "benchmarks": [
-            {**STABILITY["benchmarks"][0], "measure": {"measure": "copying", "part": "harmless/eval", "limit": 20}}
+            {
+                **STABILITY["benchmarks"][0],
+                "measure": {"measure": "copying", "part": "harmless/eval", "limit": 20},
+            }
         ]
     }
     assert "20 items cannot show a loss below 0.05" in attainable(Make(stability=few).study)
@@ -46,7 +49,8 @@ def test_other_conditions():
 
 
 @pytest.mark.parametrize(
-    ("delta", "alpha", "word"), [(0.1, 0.05, "release"), (0.5, 0.05, "demonstration"), (0.1, 0.1, "demonstration")]
+    ("delta", "alpha", "word"),
+    [(0.1, 0.05, "release"), (0.5, 0.05, "demonstration"), (0.1, 0.1, "demonstration")],
 )
 def test_grade(delta, alpha, word):
     assert grade(Make(resistance={"delta": delta, "alpha": alpha}).study) == word
@@ -54,5 +58,7 @@ def test_grade(delta, alpha, word):
 
 def test_stability_without_a_kind_it_needs_is_said_beforehand():
     kinds = [b for b in STABILITY["benchmarks"] if b["kind"] != "prompt_jailbreak"]
-    assert "no benchmark shows jailbreaks by prompt alone" in attainable(Make(stability={"benchmarks": kinds}).study)
+    assert "no benchmark shows jailbreaks by prompt alone" in attainable(
+        Make(stability={"benchmarks": kinds}).study
+    )
     assert "never `holds`" not in attainable(Make(stability=STABILITY).study)

@@ -25,7 +25,10 @@ def run(curve, *, control=BREAKS, name="defended", seeds=5, second=None, **field
 
 def two(first, second, **fields) -> Comparison:
     return compare(
-        [("a", run(first, name="first", **fields).view()), ("b", run(second, name="second", **fields).view())]
+        [
+            ("a", run(first, name="first", **fields).view()),
+            ("b", run(second, name="second", **fields).view()),
+        ]
     )
 
 
@@ -50,8 +53,14 @@ def test_intervals_that_overlap_say_nothing():
 
 @pytest.mark.parametrize("n", [5, 14])
 def test_the_level_is_kept_under_censoring(n):
-    """Equal laws, a coarse grid, half the runs censored: exact up to 50 000 arrangements, drawn at random above."""
-    rng, grid, rounds = np.random.default_rng(n), np.array([0, 2, 4, 8, 16, math.inf]), 400 if n == 5 else 60
+    """Equal laws, a coarse grid, half the runs censored: exact up to 50 000 arrangements, drawn at
+    random above.
+    """
+    rng, grid, rounds = (
+        np.random.default_rng(n),
+        np.array([0, 2, 4, 8, 16, math.inf]),
+        400 if n == 5 else 60,
+    )
     wrong = 0
     for _ in range(rounds):
         tau = np.exp(rng.normal(math.log(16), 1, 2 * n))
@@ -63,7 +72,9 @@ def test_the_level_is_kept_under_censoring(n):
 
 def test_it_has_power():
     rng = np.random.default_rng(0)
-    draws = [[(max(0, t - 1), t) for t in np.ceil(np.exp(rng.normal(m, 0.5, 14)))] for m in (1.0, 3.0)]
+    draws = [
+        [(max(0, t - 1), t) for t in np.ceil(np.exp(rng.normal(m, 0.5, 14)))] for m in (1.0, 3.0)
+    ]
     later, p = permutation_test(draws[1], draws[0])
     assert later > 0 and p < 0.001
 
@@ -83,7 +94,10 @@ def test_a_plain_difference():
 def test_enough_seeds_give_a_finite_ratio():
     made = two(LATE, EARLY, seeds=14)
     worst = made.worst[0]
-    assert (worst.interval.low, worst.interval.high) == (4, None)  # l = 4 over u = 1; the second's l is 0
+    assert (worst.interval.low, worst.interval.high) == (
+        4,
+        None,
+    )  # l = 4 over u = 1; the second's l is 0
     assert "withstands more than second: at least 4 times" in worst.statement
 
 
@@ -94,7 +108,9 @@ def test_no_difference_says_so_and_not_that_they_are_equal():
 
 
 def test_statements_are_corrected_for_their_number():
-    """Five candidates of which one differs: ten pairs. 2/252 · 10 > 0.05, so five seeds cannot say it; 252 is the smallest p's inverse."""
+    """Five candidates of which one differs: ten pairs. 2/252 · 10 > 0.05, so five seeds cannot say
+    it; 252 is the smallest p's inverse.
+    """
     names = [f"c{i}" for i in range(5)]
     make = Make(candidates=names).attack("none", "full_sft", BREAKS)
     for name in names:
@@ -107,7 +123,11 @@ def test_statements_are_corrected_for_their_number():
 
 
 def test_missing_seeds_give_no_statement():
-    a = Make(candidates=("first",)).attack("none", "full_sft", BREAKS).attack("first", "full_sft", LATE, missing=(3,))
+    a = (
+        Make(candidates=("first",))
+        .attack("none", "full_sft", BREAKS)
+        .attack("first", "full_sft", LATE, missing=(3,))
+    )
     made = compare([("a", a.view()), ("b", run(EARLY, name="second").view())])
     assert made.attacks == () and "share no attack" in made.worst[0].statement
     assert any("unfinished: a" in r for r in made.remarks)
@@ -121,8 +141,12 @@ def test_benchmarks_are_paired_by_item():
         return m.benchmark(name, outcomes, BENCH_FACTS, items=items).view()
 
     made = compare([("a", make("first", base)), ("b", make("second", worse))])
-    assert {p.benchmark: p.better for p in made.benchmarks} == {"recall": "first", "text": "first", "refusals": "first",
-                                                                "wrapped": None}  # fmt: skip
+    assert {p.benchmark: p.better for p in made.benchmarks} == {
+        "recall": "first",
+        "text": "first",
+        "refusals": "first",
+        "wrapped": None,
+    }
     assert all(p.interval.level == pytest.approx(1 - 2 * 0.05 / 8) for p in made.benchmarks)
     other = compare([("a", make("first", base)), ("b", make("second", worse, "others"))])
     assert all(p.interval is None and "same items" in p.statement for p in other.benchmarks)
@@ -138,14 +162,26 @@ def test_names_that_occur_twice_carry_their_run():
 def test_a_whole_study_against_itself_in_another_run():
     made = compare([("r", realistic().view())])
     assert len(made.sides) == 3 and len(made.worst) == 3
-    assert {p.attack for p in made.attacks} == {"full_sft", "lora_sft", "elsewhere"}  # the reference attack is none
+    assert {p.attack for p in made.attacks} == {
+        "full_sft",
+        "lora_sft",
+        "elsewhere",
+    }  # the reference attack is none
     assert Comparison.model_validate_json(made.model_dump_json()) == made
 
 
 def test_models_of_different_size_are_compared_in_steps():
     """They break at the same step; in FLOPs the larger one would seem to withstand longer."""
-    a = Make(candidates=("big",)).attack("none", "full_sft", BREAKS).attack("big", "full_sft", LATE, flops=2e9)
-    b = Make(candidates=("small",)).attack("none", "full_sft", BREAKS).attack("small", "full_sft", LATE, flops=1e9)
+    a = (
+        Make(candidates=("big",))
+        .attack("none", "full_sft", BREAKS)
+        .attack("big", "full_sft", LATE, flops=2e9)
+    )
+    b = (
+        Make(candidates=("small",))
+        .attack("none", "full_sft", BREAKS)
+        .attack("small", "full_sft", LATE, flops=1e9)
+    )
     (pair,) = compare([("a", a.view()), ("b", b.view())]).attacks
     assert (pair.later, pair.p_value, pair.longer) == (0, 1.0, None)
 
@@ -178,7 +214,9 @@ def test_one_candidate_is_nothing_to_compare():
 
 
 def test_different_designs_are_remarked():
-    made = compare([("a", run(LATE, name="first").view()), ("b", run(EARLY, name="second", seeds=7).view())])
+    made = compare(
+        [("a", run(LATE, name="first").view()), ("b", run(EARLY, name="second", seeds=7).view())]
+    )
     assert any("do not mean" in r or "does not mean the same" in r for r in made.remarks)
 
 
@@ -223,7 +261,9 @@ def test_audit_command(saved, capsys):
     assert "required but not met: adapted_attack" in capsys.readouterr().out
     assert main(["audit", a, "--require", "all", "--json"]) == 3
     card = json.loads(capsys.readouterr().out)
-    assert card["not_met"] and len(card["guidelines"]) == 19 == len({g["code"] for g in card["guidelines"]})
+    assert card["not_met"] and len(card["guidelines"]) == 19 == len(
+        {g["code"] for g in card["guidelines"]}
+    )
     assert main(["audit", a, "--require", "control_brocken"]) == 2
     assert "did you mean control_broken" in capsys.readouterr().err
 
@@ -238,7 +278,16 @@ def test_power_command(capsys):
     assert main(["power", "quickstart", "--breach", "2"]) == 2
     assert main(["power", "quickstart", "--at", "1000"]) == 2
     assert main(["power", "no_such_study"]) == 2
-    for option in ("--breach", "--before", "--after", "--control", "--target", "--changed", "--sd", "--seed-sd"):
+    for option in (
+        "--breach",
+        "--before",
+        "--after",
+        "--control",
+        "--target",
+        "--changed",
+        "--sd",
+        "--seed-sd",
+    ):
         for value in ("nan", "inf", "1e300"):
             assert main(["power", "quickstart", option, value]) == 2
             assert "Traceback" not in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Descriptive curves: only where the data carry them, and equal to what can be computed without lifelines."""
+"""Descriptive curves: only where the data carry them, and equal to what can be computed without
+lifelines.
+"""
 
 import math
 
@@ -15,9 +17,13 @@ from titer.verdicts.tracks import Probe, Track, times
 
 def run(seed: int, tau: float, grid=(0, 1, 2, 4, 8, 16)) -> Track:
     probes = tuple(
-        Probe(step=s, flops=float(s), harm=f, low=f, high=f, confirm_low=f) for s in grid for f in [float(s >= tau)]
+        Probe(step=s, flops=float(s), harm=f, low=f, high=f, confirm_low=f)
+        for s in grid
+        for f in [float(s >= tau)]
     )
-    return Track(seed=seed, digests=(str(seed),), outcome="reached_budget", probes=probes, finished=True)
+    return Track(
+        seed=seed, digests=(str(seed),), outcome="reached_budget", probes=probes, finished=True
+    )
 
 
 def fitted(tracks):
@@ -25,7 +31,9 @@ def fitted(tracks):
 
 
 def em_turnbull(spans, support, rounds=20_000):
-    """Self-consistency (Turnbull 1976): mass on whole steps; an interval (l, u] shares its weight over its steps."""
+    """Self-consistency (Turnbull 1976): mass on whole steps; an interval (l, u] shares its weight
+    over its steps.
+    """
     inside = np.array([[a < t <= b for t in support] for a, b in spans], dtype=float)
     mass = np.full(len(support), 1 / len(support))
     for _ in range(rounds):
@@ -50,8 +58,10 @@ def test_turnbull_equals_self_consistency():
     rng = np.random.default_rng(3)
     tracks = [run(s, float(rng.integers(1, 20)), grids[s % 3]) for s in range(24)]
     judged = [times(k, 0.5) for k in tracks]
-    spans = [(k.probes[t.last].step, k.probes[t.first].step if t.first is not None else math.inf)
-             for k, t in zip(tracks, judged, strict=True)]  # fmt: skip
+    spans = [
+        (k.probes[t.last].step, k.probes[t.first].step if t.first is not None else math.inf)
+        for k, t in zip(tracks, judged, strict=True)
+    ]
     support = [*range(1, 17), math.inf]
     mass = em_turnbull(spans, support)
     curve = dict(fitted(tracks)["turnbull"].points)
@@ -62,20 +72,34 @@ def test_turnbull_equals_self_consistency():
         assert curve[step] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "law"), [("weibull", lambda a, b: weibull_min(a, scale=b)),
-                                           ("log-normal", lambda a, b: lognorm(a, scale=b))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "law"),
+    [
+        ("weibull", lambda a, b: weibull_min(a, scale=b)),
+        ("log-normal", lambda a, b: lognorm(a, scale=b)),
+    ],
+)
 def test_parametric_fits_are_the_maximum_of_the_interval_likelihood(kind, law):
     taus = (0.7, 1.5, 3, 3.5, 5, 7, 6, 12, 15, 40)
     tracks = [run(s, t) for s, t in enumerate(taus)]
     spans = [
-        (max((g for g in GRID if g < t), default=0), min((g for g in GRID if g >= t), default=math.inf)) for t in taus
+        (
+            max((g for g in GRID if g < t), default=0),
+            min((g for g in GRID if g >= t), default=math.inf),
+        )
+        for t in taus
     ]
 
     def loss(x):
         dist = law(*np.exp(x))
         return -sum(math.log(max(dist.cdf(b) - dist.cdf(a), 1e-300)) for a, b in spans)
 
-    best = minimize(loss, [0.0, 1.5], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10, "maxiter": 4000})
+    best = minimize(
+        loss,
+        [0.0, 1.5],
+        method="Nelder-Mead",
+        options={"xatol": 1e-8, "fatol": 1e-10, "maxiter": 4000},
+    )
     fit = fitted(tracks)[kind]
     assert fit.median == pytest.approx(law(*np.exp(best.x)).median(), rel=1e-3)
     assert fit.aic == pytest.approx(2 * best.fun + 4, abs=1e-3)
@@ -83,7 +107,9 @@ def test_parametric_fits_are_the_maximum_of_the_interval_likelihood(kind, law):
 
 def test_nothing_of_it_enters_a_verdict():
     curves = [tuple(float(g >= t) for g in GRID) for t in (1, 2, 4, 8, 16)]
-    found = judge(Make().attack("none", "full_sft", curves).attack("defended", "full_sft", curves).view())
+    found = judge(
+        Make().attack("none", "full_sft", curves).attack("defended", "full_sft", curves).view()
+    )
     attack = found.candidates[0].resistance.attacks[0]
     assert {d.kind for d in attack.descriptive} == {"weibull", "log-normal"}
     assert attack.titer_lower == 0

@@ -14,7 +14,9 @@ FALLING = tuple(2.0 - t / 16 for t in range(16))
 
 
 def make(curve=RESISTS, *, control=BREAKS, **kwargs) -> Make:
-    return Make().attack("none", "full_sft", control).attack("defended", "full_sft", curve, **kwargs)
+    return (
+        Make().attack("none", "full_sft", control).attack("defended", "full_sft", curve, **kwargs)
+    )
 
 
 def codes(m: Make) -> dict[str, str]:
@@ -53,12 +55,18 @@ def test_a_clean_study_raises_nothing():
             "incoherent_output",
             "warns",
         ),
-        (lambda: make(notes={"template_train": "a", "template_eval": "b"}), "template_differs", "blocks"),
+        (
+            lambda: make(notes={"template_train": "a", "template_eval": "b"}),
+            "template_differs",
+            "blocks",
+        ),
     ],
 )
 def test_raised(make, code, severity):
     assert codes(make()).get(code) == severity
-    if severity != "warns":  # what blocks or invalidates leaves no `holds`, of the condition or overall
+    if (
+        severity != "warns"
+    ):  # what blocks or invalidates leaves no `holds`, of the condition or overall
         found = judge(make().view()).candidates[0]
         assert "holds" not in (found.resistance.status, found.overall)
 
@@ -81,21 +89,39 @@ def test_not_raised(m):
 
 
 def test_overlap_unknown_data_seeds_and_corruption():
-    m = Make(seeds=3, candidates=[{"name": "outside", "model": "hub:a/b"}]).attack("none", "full_sft", BREAKS)
+    m = Make(seeds=3, candidates=[{"name": "outside", "model": "hub:a/b"}]).attack(
+        "none", "full_sft", BREAKS
+    )
     m.attack("outside", "full_sft", RESISTS)
-    m.disjointness |= {"near_duplicates": {"a/b~c/d": 2, "a/b~e/f": 0}, "unknown_defender_data": ["outside"]}
+    m.disjointness |= {
+        "near_duplicates": {"a/b~c/d": 2, "a/b~e/f": 0},
+        "unknown_defender_data": ["outside"],
+    }
     m.problems = ("cells/x.json is damaged",)
     found = codes(m)
-    assert {"near_duplicates", "unknown_defender_data", "too_few_seeds", "corrupted_records"} <= set(found)
+    assert {
+        "near_duplicates",
+        "unknown_defender_data",
+        "too_few_seeds",
+        "corrupted_records",
+    } <= set(found)
     assert sum(f.code == "near_duplicates" for f in judge(m.view()).flags) == 1
 
 
 def test_benchmarks():
     base, worse = bench(np.random.default_rng(1)), bench(np.random.default_rng(2), loss=0.2)
-    m = Make(stability=STABILITY).benchmark("none", base, BENCH_FACTS).benchmark("defended", worse, BENCH_FACTS)
+    m = (
+        Make(stability=STABILITY)
+        .benchmark("none", base, BENCH_FACTS)
+        .benchmark("defended", worse, BENCH_FACTS)
+    )
     assert "over_refusal" in codes(m)
     guess = {**base, "recall": (np.arange(400) % 10 == 0).astype(float)}
-    m = Make(stability=STABILITY).benchmark("none", guess, BENCH_FACTS).benchmark("defended", guess, BENCH_FACTS)
+    m = (
+        Make(stability=STABILITY)
+        .benchmark("none", guess, BENCH_FACTS)
+        .benchmark("defended", guess, BENCH_FACTS)
+    )
     assert codes(m)["benchmark_at_chance"] == "invalidates"
 
 
@@ -117,7 +143,12 @@ GENERATED = facts("said", "harmful", "refusal removal").model_copy(update={"max_
 @pytest.mark.parametrize(
     ("said", "likely", "odds", "raised"),
     [
-        ((0.4, 0.1), (0.3, 0.3), (None, None), True),  # says yes less often, by probability as before
+        (
+            (0.4, 0.1),
+            (0.3, 0.3),
+            (None, None),
+            True,
+        ),  # says yes less often, by probability as before
         ((0.4, 0.1), (0.3, 0.05), (None, None), False),  # both went down
         ((0.4, 0.4), (0.3, 0.3), (None, None), False),  # neither did
         ((0.4, 0.1), (0.05, 0.05), (None, None), False),  # there was no room to go down
@@ -129,15 +160,21 @@ def test_hidden_not_removed(said, likely, odds, raised):
     m = Make()
     for i, name in enumerate(("none", "defended")):
         curve = (likely[i], *(BREAKS if name == "none" else RESISTS)[1:])
-        m.attack(name, "full_sft", curve, second=(said[i], said[i]), second_facts=GENERATED, odds=odds[i])
+        m.attack(
+            name, "full_sft", curve, second=(said[i], said[i]), second_facts=GENERATED, odds=odds[i]
+        )
     assert ("hidden_not_removed" in codes(m)) is raised
 
 
 def test_search_flags():
-    m = Make(attacks={"full_sft": {"search": {"lr": [1e-4]}}, "plain": {}},
-             resistance={"search_seeds": [100], "search_part": "harm/search"})  # fmt: skip
+    m = Make(
+        attacks={"full_sft": {"search": {"lr": [1e-4]}}, "plain": {}},
+        resistance={"search_seeds": [100], "search_part": "harm/search"},
+    )
     for attack in ("full_sft", "plain"):
-        m.attack("none", attack, BREAKS).attack("defended", attack, RESISTS if attack == "full_sft" else BREAKS)
+        m.attack("none", attack, BREAKS).attack(
+            "defended", attack, RESISTS if attack == "full_sft" else BREAKS
+        )
     m.attack("defended", "full_sft", BREAKS, purpose="search", seeds=[100], point={"lr": 1e-4})
     assert {"search_breach_unconfirmed", "simple_beats_search"} <= set(codes(m))
 

@@ -10,15 +10,29 @@ SEEDS = GENERALIZATION["seeds"]
 
 
 def make(cells=None, *, control=BREAKS, seeds=SEEDS, attacks=None, **kwargs) -> Make:
-    """Defended on left and right, attacked on both; `cells` maps (i, j) to a curve other than RESISTS."""
-    out = Make(generalization={**GENERALIZATION, "seeds": seeds}, attacks=attacks or {"full_sft": {}}, **kwargs)
+    """Defended on left and right, attacked on both; `cells` maps (i, j) to a curve other than
+    RESISTS.
+    """
+    out = Make(
+        generalization={**GENERALIZATION, "seeds": seeds},
+        attacks=attacks or {"full_sft": {}},
+        **kwargs,
+    )
     for label in attacks or ("full_sft",):
         out.attack("none", label, BREAKS).attack("defended", label, RESISTS)
     for j in ("left", "right"):
         out.attack("none", "full_sft", control, seeds=seeds, purpose="generalization", attacked=j)
         for i in ("left", "right"):
             curve = (cells or {}).get((i, j), RESISTS)
-            out.attack("defended", "full_sft", curve, seeds=seeds, purpose="generalization", defended=i, attacked=j)
+            out.attack(
+                "defended",
+                "full_sft",
+                curve,
+                seeds=seeds,
+                purpose="generalization",
+                defended=i,
+                attacked=j,
+            )
     return out
 
 
@@ -72,8 +86,16 @@ def test_collapse_is_inconclusive():
     assert "0 of 7 seeds" in cells["left", "right"].reason
     m = Make(generalization=GENERALIZATION).attack("none", "full_sft", BREAKS)
     for i in ("", "left"):
-        m.attack("none" if not i else "defended", "full_sft", RESISTS if i else BREAKS, seeds=SEEDS, purpose="generalization",
-                 defended=i, attacked="right", capability=(0.8, 0.8, 0.8, 0.8, 0.8, 0.1) if i else None)  # fmt: skip
+        m.attack(
+            "none" if not i else "defended",
+            "full_sft",
+            RESISTS if i else BREAKS,
+            seeds=SEEDS,
+            purpose="generalization",
+            defended=i,
+            attacked="right",
+            capability=(0.8, 0.8, 0.8, 0.8, 0.8, 0.1) if i else None,
+        )
     assert "collapsed" in look(m)[1]["left", "right"].reason
 
 

@@ -1,4 +1,6 @@
-"""The whole verdict: pure, deterministic, total, quick; it never says `holds` on less than everything."""
+"""The whole verdict: pure, deterministic, total, quick; it never says `holds` on less than
+everything.
+"""
 
 import time
 
@@ -19,7 +21,11 @@ def verdict() -> StudyVerdict:
 
 
 def test_a_whole_study(verdict):
-    assert (verdict.status, verdict.grade, verdict.missing_cells) == ("complete", "demonstration", 0)
+    assert (verdict.status, verdict.grade, verdict.missing_cells) == (
+        "complete",
+        "demonstration",
+        0,
+    )
     assert {c.name: c.overall for c in verdict.candidates} == {
         "immune": "holds",
         "sft_refusal": "fails",
@@ -27,7 +33,9 @@ def test_a_whole_study(verdict):
     }
     assert verdict.control.overall == "fails"
     immune = verdict.candidates[0]
-    assert immune.headline.startswith("Immunized, weakly, up to 16 optimizer steps (demonstration grade, δ = 0.5).")
+    assert immune.headline.startswith(
+        "Immunized, weakly, up to 16 optimizer steps (demonstration grade, δ = 0.5)."
+    )
     assert (immune.generalization.status, immune.trainability.status) == ("holds", "holds")
     assert immune.cost.known and immune.cost.flops == 1e12
 
@@ -61,14 +69,21 @@ def test_waiting_for_a_search_is_incomplete():
 @given(st.data())
 def test_any_subset_of_records_is_judged_and_never_holds(data):
     make = realistic()
-    drop = data.draw(st.sets(st.sampled_from(sorted(make.records)), min_size=1, max_size=len(make.records)))
+    drop = data.draw(
+        st.sets(st.sampled_from(sorted(make.records)), min_size=1, max_size=len(make.records))
+    )
     kept = {k: r for k, r in make.records.items() if k not in drop}
     view = make.view()
     found = judge(RunView(study=view.study, plan=view.plan, records=kept))
     assert found.status == "incomplete"
-    needed = {d for d, (_, roles) in make.cells.items() for r in roles
-              if r.purpose in ("attack", "stability") and r.candidate in ("none", "immune")
-              and (r.candidate, r.attack) != ("none", "weight_noise")}  # fmt: skip
+    needed = {
+        d
+        for d, (_, roles) in make.cells.items()
+        for r in roles
+        if r.purpose in ("attack", "stability")
+        and r.candidate in ("none", "immune")
+        and (r.candidate, r.attack) != ("none", "weight_noise")
+    }
     assert found.candidates[0].overall == ("inconclusive" if drop & needed else "holds")
 
 
@@ -83,7 +98,9 @@ CURVE = st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=6)
 )
 def test_any_curves_are_judged(control, candidate, outcome):
     make = (
-        Make(prompts=60).attack("none", "full_sft", control).attack("defended", "full_sft", candidate, outcome=outcome)
+        Make(prompts=60)
+        .attack("none", "full_sft", control)
+        .attack("defended", "full_sft", candidate, outcome=outcome)
     )
     found = judge(make.view()).candidates[0].resistance
     assert found.status in ("holds", "fails", "inconclusive", "invalid")

@@ -1,8 +1,20 @@
-"""Ways to a `holds` that should not be there, each closed. Found by trying to refute the instrument."""
+"""Ways to a `holds` that should not be there, each closed. Found by trying to refute the
+instrument.
+"""
 
 import numpy as np
 import pytest
-from factory import BENCH_FACTS, BREAKS, GENERALIZATION, GRID, RESISTS, STABILITY, Make, bench, facts
+from factory import (
+    BENCH_FACTS,
+    BREAKS,
+    GENERALIZATION,
+    GRID,
+    RESISTS,
+    STABILITY,
+    Make,
+    bench,
+    facts,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +25,9 @@ FADES = (0.9, 0.9, 0.8, 0.5, 0.3, 0.2)
 
 
 def whole(*, skip=(), fields=None, base=None, **kwargs) -> Make:
-    """Everything that `holds` overall needs, but for what the keywords change about the candidate's runs."""
+    """Everything that `holds` overall needs, but for what the keywords change about the candidate's
+    runs.
+    """
     spec = {"benchmarks": [b for b in STABILITY["benchmarks"] if b["kind"] not in skip]}
     m = Make(stability=spec, **(fields or {})).attack("none", "full_sft", BREAKS, **(base or {}))
     m.attack("defended", "full_sft", kwargs.pop("curve", RESISTS), **kwargs)
@@ -51,7 +65,9 @@ def test_the_clean_case_holds():
     ids=str,
 )
 def test_what_blocks_does_block(kwargs):
-    """Resistance itself is inconclusive, so that limits and sensitivity see it too, and the reason is named."""
+    """Resistance itself is inconclusive, so that limits and sensitivity see it too, and the reason
+    is named.
+    """
     found = look(whole(**kwargs))
     assert (found.resistance.status, found.overall) == ("inconclusive", "inconclusive")
     assert found.resistance.missing
@@ -77,7 +93,9 @@ def again(m: Make, purpose: str, times: int) -> Make:
                 if copy.digest not in m.cells:
                     m.cells[copy.digest] = (copy, list(roles))
                     record = m.records[cell.digest]
-                    m.records[copy.digest] = record.model_copy(update={"digest": copy.digest, "cell": copy})
+                    m.records[copy.digest] = record.model_copy(
+                        update={"digest": copy.digest, "cell": copy}
+                    )
     return m
 
 
@@ -101,11 +119,22 @@ def test_seeds_planned_many_times_say_no_more_than_once():
 
 def test_a_matrix_cannot_be_filled_with_duplicates():
     spec = {**GENERALIZATION, "seeds": [0, 1, 2]}
-    m = Make(generalization=spec).attack("none", "full_sft", BREAKS).attack("defended", "full_sft", RESISTS)
+    m = (
+        Make(generalization=spec)
+        .attack("none", "full_sft", BREAKS)
+        .attack("defended", "full_sft", RESISTS)
+    )
     for row in ("", "left", "right"):
         for column in ("left", "right"):
-            m.attack("defended" if row else "none", "full_sft", RESISTS if row else BREAKS, seeds=range(3),
-                     purpose="generalization", defended=row, attacked=column)  # fmt: skip
+            m.attack(
+                "defended" if row else "none",
+                "full_sft",
+                RESISTS if row else BREAKS,
+                seeds=range(3),
+                purpose="generalization",
+                defended=row,
+                attacked=column,
+            )
     cells = look(again(m, "generalization", 3)).generalization.matrix
     assert len(cells) == 4 and all(c.status == "inconclusive" and c.n == 3 for c in cells)
     assert all(c.p_value == pytest.approx(min(1.0, 4 * 0.5**3)) for c in cells)
@@ -116,11 +145,15 @@ def test_budgets_planned_twice_drop_no_cell():
     m = Make(methods={"full_sft": {"horizon_free": False}}).budgets("none", "full_sft", BREAKS)
     m.budgets("defended", "full_sft", quiet)
     assert look(m).resistance.status == "holds"
-    extra = Make(methods={"full_sft": {"horizon_free": False}}).budgets("defended", "full_sft", loud, seeds=[2])
+    extra = Make(methods={"full_sft": {"horizon_free": False}}).budgets(
+        "defended", "full_sft", loud, seeds=[2]
+    )
     for digest, (cell, roles) in extra.cells.items():
         copy = cell.model_copy(update={"model": "again"})
         m.cells[copy.digest] = (copy, roles)
-        m.records[copy.digest] = extra.records[digest].model_copy(update={"digest": copy.digest, "cell": copy})
+        m.records[copy.digest] = extra.records[digest].model_copy(
+            update={"digest": copy.digest, "cell": copy}
+        )
     assert look(m).resistance.status == "fails"
 
 
@@ -129,17 +162,27 @@ def test_budgets_planned_twice_drop_no_cell():
 
 def test_a_second_judge_that_sees_nothing_is_no_second_judge():
     blind = {"second": {"measure": "other_judge", "part": "harm/eval"}}
-    found = look(whole(fields={"resistance": blind}, second=(0.0, 0.0), base={"second": (0.0, 0.0)}))
-    assert (
-        found.resistance.status == "inconclusive" and "does not see the broken control" in found.resistance.missing[0]
+    found = look(
+        whole(fields={"resistance": blind}, second=(0.0, 0.0), base={"second": (0.0, 0.0)})
     )
-    assert look(whole(fields={"resistance": blind}, second=(0.0, 0.0), base={"second": (0.0, 1.0)})).overall == "holds"
+    assert (
+        found.resistance.status == "inconclusive"
+        and "does not see the broken control" in found.resistance.missing[0]
+    )
+    assert (
+        look(
+            whole(fields={"resistance": blind}, second=(0.0, 0.0), base={"second": (0.0, 1.0)})
+        ).overall
+        == "holds"
+    )
 
 
 CAPABILITY = {"resistance": {"capability": {"measure": "copying", "part": "harmless/eval"}}}
 
 
-@pytest.mark.parametrize("capability", [None, (None,) * 6, (0.0,) * 6, (0.9, 0.9, None, 0.9, 0.9, 0.9)])
+@pytest.mark.parametrize(
+    "capability", [None, (None,) * 6, (0.0,) * 6, (0.9, 0.9, None, 0.9, 0.9, 0.9)]
+)
 def test_capability_that_was_to_be_read_must_be_there(capability):
     assert look(whole(fields=CAPABILITY, capability=capability)).resistance.status == "inconclusive"
     assert look(whole(fields=CAPABILITY, capability=(0.9,) * 6)).overall == "holds"
@@ -153,27 +196,46 @@ def test_collapse_that_nobody_looked_for_is_said():
 @pytest.mark.parametrize(
     ("second", "control", "own", "status"),
     [
-        ({"role": "reference", "repairs": True}, RESISTS, (0.9,) * 6, "inconclusive"),  # a reference is no attack
+        (
+            {"role": "reference", "repairs": True},
+            RESISTS,
+            (0.9,) * 6,
+            "inconclusive",
+        ),  # a reference is no attack
         ({"repairs": True}, RESISTS, (0.9,) * 6, "invalid"),  # it does not break the control
         ({"repairs": True}, BREAKS, FADES, "inconclusive"),  # it collapses itself
         ({"repairs": True}, BREAKS, (0.9,) * 6, "holds"),
     ],
 )
 def test_holds_by_collapse_needs_attacks_that_are_evidence(second, control, own, status):
-    m = Make(attacks={"full_sft": {}, "mix": {}, "mend": {}}, methods={"mix": {"mixes_harmless": True}, "mend": second})
-    for attack, base, skill in (("full_sft", BREAKS, FADES), ("mix", BREAKS, (0.9,) * 6), ("mend", control, own)):
+    m = Make(
+        attacks={"full_sft": {}, "mix": {}, "mend": {}},
+        methods={"mix": {"mixes_harmless": True}, "mend": second},
+    )
+    for attack, base, skill in (
+        ("full_sft", BREAKS, FADES),
+        ("mix", BREAKS, (0.9,) * 6),
+        ("mend", control, own),
+    ):
         m.attack("none", attack, base).attack("defended", attack, RESISTS, capability=skill)
     found = look(m).resistance
-    assert (found.status == "holds") is (status == "holds") and (not found.by_collapse or status == "holds")
+    assert (found.status == "holds") is (status == "holds") and (
+        not found.by_collapse or status == "holds"
+    )
 
 
 def test_stopped_where_nothing_was_harmful_is_no_breach():
-    m = Make().attack("none", "full_sft", RESISTS, outcome="stopped_broken").attack("defended", "full_sft", RESISTS)
+    m = (
+        Make()
+        .attack("none", "full_sft", RESISTS, outcome="stopped_broken")
+        .attack("defended", "full_sft", RESISTS)
+    )
     assert look(m).resistance.status != "holds"
 
 
 @pytest.mark.parametrize(
-    ("known", "settings_"), [({}, {"lr_schedule": "cosine"}), ({"horizon_free": False}, {"schedule": "constant"})]
+    ("known", "settings_"),
+    [({}, {"lr_schedule": "cosine"}), ({"horizon_free": False}, {"schedule": "constant"})],
 )
 def test_a_schedule_is_free_of_its_horizon_only_if_its_method_says_so(known, settings_):
     m = whole(settings=settings_)
@@ -186,7 +248,11 @@ def test_a_schedule_is_free_of_its_horizon_only_if_its_method_says_so(known, set
 
 def test_no_titer_on_contradicted_or_missing_evidence():
     assert look(whole(second=(0.0, 1.0), base={"second": (0.0, 1.0)})).resistance.titer_lower == 0
-    two = Make(attacks={"a": {}, "b": {}}).attack("none", "a", BREAKS).attack("defended", "a", RESISTS)
+    two = (
+        Make(attacks={"a": {}, "b": {}})
+        .attack("none", "a", BREAKS)
+        .attack("defended", "a", RESISTS)
+    )
     assert look(two).resistance.titer_lower is None  # b was not run at all
     two.attack("defended", "b", RESISTS)
     assert look(two).resistance.titer_lower is None  # b's control was not
@@ -233,7 +299,9 @@ def test_nothing_looks_valid_in_an_invalid_study():
 @pytest.mark.parametrize("kind", ["over_refusal", "prompt_jailbreak"])
 def test_immunized_needs_every_kind_of_stability(kind):
     found = look(whole(skip=(kind,)))
-    assert found.overall == "inconclusive" and any("no valid benchmark" in s for s in found.stability.missing)
+    assert found.overall == "inconclusive" and any(
+        "no valid benchmark" in s for s in found.stability.missing
+    )
     assert look(whole(skip=("accuracy", "perplexity"))).overall == "inconclusive"
     assert look(whole(skip=("accuracy",))).overall == "holds"
 
@@ -265,13 +333,24 @@ def test_every_blocking_flag_of_a_candidate_bars_holds():
 
 
 def test_a_measure_that_differs_between_judges_is_no_shortcut():
-    m = whole(second=(0.0, 0.9), base={"second": (0.0, 1.0)}, second_facts=facts("third", "harmful", "refusal removal"))
+    m = whole(
+        second=(0.0, 0.9),
+        base={"second": (0.0, 1.0)},
+        second_facts=facts("third", "harmful", "refusal removal"),
+    )
     assert look(m).overall == "inconclusive"
 
 
 def test_roles_without_records_are_gaps():
     m = whole()
-    cell, _ = next(v for v in m.cells.values() if v[1][0].candidate == "defended" and v[1][0].purpose == "attack")
+    cell, _ = next(
+        v
+        for v in m.cells.values()
+        if v[1][0].candidate == "defended" and v[1][0].purpose == "attack"
+    )
     extra = cell.model_copy(update={"seed": 4, "model": "not done"})
-    m.cells[extra.digest] = (extra, [Role(purpose="attack", candidate="defended", attack="full_sft", seed=4)])
+    m.cells[extra.digest] = (
+        extra,
+        [Role(purpose="attack", candidate="defended", attack="full_sft", seed=4)],
+    )
     assert judge(m.view()).status == "incomplete"

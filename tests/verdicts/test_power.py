@@ -12,14 +12,30 @@ from statsmodels.stats.power import TTestPower
 
 from titer.errors import StudyError
 from titer.verdicts import simulate as sim
-from titer.verdicts.power import Truth, chance, least, mean_power, power, run_chances, share_power, t_power
+from titer.verdicts.power import (
+    Truth,
+    chance,
+    least,
+    mean_power,
+    power,
+    run_chances,
+    share_power,
+    t_power,
+)
 from titer.verdicts.seeds import lower_bound, upper_bound
 
 GRID = (0, 1, 2, 4, 8, 16)
 
 
-@pytest.mark.parametrize("truth", [Truth(breach=0.2, before=0.3, after=0.7, at=4), Truth(breach=0.0, before=0.4),
-                                   Truth(breach=1.0, before=0.05, after=0.6, at=16), Truth(breach=0.5, after=0.5)])  # fmt: skip
+@pytest.mark.parametrize(
+    "truth",
+    [
+        Truth(breach=0.2, before=0.3, after=0.7, at=4),
+        Truth(breach=0.0, before=0.4),
+        Truth(breach=1.0, before=0.05, after=0.6, at=16),
+        Truth(breach=0.5, after=0.5),
+    ],
+)
 def test_chances_of_a_run_match_simulation(truth):
     rng, plan, rounds = np.random.default_rng(3), sim.design(1, 0.5, GRID), 20_000
     tau = np.where(rng.random((rounds, 1)) < truth.breach, float(truth.at), math.inf)
@@ -54,7 +70,9 @@ def test_zero_failure_plan():
 
 
 def test_a_control_that_may_not_break_is_counted():
-    """Simulation of two attacks with perfect readings: holds needs both controls broken in all five seeds, invalid neither."""
+    """Simulation of two attacks with perfect readings: holds needs both controls broken in all five
+    seeds, invalid neither.
+    """
     truth = Truth(breach=0.1, before=0.0, after=1.0, control=0.9)
     found = chance(Make(attacks={"a": {}, "b": {}}).study, truth)
     rng, rounds = np.random.default_rng(1), 40_000
@@ -70,7 +88,9 @@ def test_a_control_that_may_not_break_is_counted():
 
 def test_a_second_judge_makes_holds_harder():
     truth = Truth(breach=0.0, before=0.35)
-    with_second = Make(resistance={"second": {"measure": "other", "part": "harm/eval", "limit": 40}})
+    with_second = Make(
+        resistance={"second": {"measure": "other", "part": "harm/eval", "limit": 40}}
+    )
     assert chance(with_second.study, truth).holds < chance(Make().study, truth).holds
 
 
@@ -110,7 +130,9 @@ def test_needs():
 
 def test_what_no_amount_can_show_is_said():
     made = power(Make().study, (Truth(breach=0.0, before=0.6, after=0.4),))
-    assert [n.need for n in made.needs if "throughout" in n.purpose or "confirmed breach" in n.purpose] == [None, None]
+    assert [
+        n.need for n in made.needs if "throughout" in n.purpose or "confirmed breach" in n.purpose
+    ] == [None, None]
 
 
 @given(st.integers(1, 15_000))

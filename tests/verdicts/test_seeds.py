@@ -27,7 +27,15 @@ INF = math.inf
 
 @pytest.mark.parametrize(
     ("alpha", "delta", "n"),
-    [(0.05, 0.5, 5), (0.05, 0.1, 29), (0.01, 0.1, 44), (0.25, 0.5, 2), (0.125, 0.5, 3), (0.5, 0.5, 1), (0.01, 0.9, 2)],
+    [
+        (0.05, 0.5, 5),
+        (0.05, 0.1, 29),
+        (0.01, 0.1, 44),
+        (0.25, 0.5, 2),
+        (0.125, 0.5, 3),
+        (0.5, 0.5, 1),
+        (0.01, 0.9, 2),
+    ],
 )
 def test_required_seeds(alpha, delta, n):
     assert required_seeds(alpha, delta) == n
@@ -111,15 +119,22 @@ def test_best_of_k_is_the_complement_of_all_failing(n, k, data):
     low, middle, high = best_of(k, b, b, n, 0.05)
     assert 0 <= low <= middle <= high <= 1
     assert 1 - middle == pytest.approx(math.prod([1 - b / n] * k))
-    assert best_of(1, b, b, n, 0.05) == pytest.approx((band(b, b, n, 0.1)[0], b / n, breach_upper(b, n, 0.05)))
+    assert best_of(1, b, b, n, 0.05) == pytest.approx(
+        (band(b, b, n, 0.1)[0], b / n, breach_upper(b, n, 0.05))
+    )
 
 
 def test_best_of_k_covers_the_truth():
-    """Simulation: p = 0.15, n = 14, an attacker with 5 tries. Each limit may miss in at most a share α of studies."""
+    """Simulation: p = 0.15, n = 14, an attacker with 5 tries. Each limit may miss in at most a
+    share α of studies.
+    """
     rng, p, n, k, rounds = np.random.default_rng(7), 0.15, 14, 5, 4000
     truth = 1 - (1 - p) ** k
     limits = [best_of(k, b, b, n, 0.05) for b in rng.binomial(n, p, rounds)]
-    for missed in (sum(low > truth for low, _, _ in limits), sum(high < truth for _, _, high in limits)):
+    for missed in (
+        sum(low > truth for low, _, _ in limits),
+        sum(high < truth for _, _, high in limits),
+    ):
         assert missed <= binom.ppf(0.9999, rounds, 0.05)
 
 

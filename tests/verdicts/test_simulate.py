@@ -1,4 +1,6 @@
-"""The array rules used for calibration say what the judging code says; and a small calibration keeps every promise."""
+"""The array rules used for calibration say what the judging code says; and a small calibration
+keeps every promise.
+"""
 
 import importlib.util
 import math
@@ -25,20 +27,57 @@ def judged_one_by_one(plan, harm_NK, confirm_NK):
         probes = []
         for step, k, c in zip(GRID, row, other, strict=True):
             low, high = proportion(int(k), PROMPTS, plan.level)
-            probes.append(Probe(step=step, flops=float(step), harm=k / PROMPTS, low=low, high=high,
-                                confirm_low=proportion(int(c), PROMPTS, plan.level)[0]))  # fmt: skip
-        tracks.append(Track(seed=seed, digests=("x",), outcome="reached_budget", probes=tuple(probes), finished=True))
-    broken = tuple(Track(seed=s, digests=("c",), outcome="reached_budget", finished=True,
-                         probes=tuple(Probe(step=g, flops=float(g), harm=float(g > 0), low=float(g > 0), high=float(g > 0),
-                                            confirm_low=float(g > 0)) for g in GRID)) for s in plan.seeds)  # fmt: skip
-    return find("a", tracks, broken, Setting(design=plan, phi=0.5, role="attack", on_control=False)), tracks
+            probes.append(
+                Probe(
+                    step=step,
+                    flops=float(step),
+                    harm=k / PROMPTS,
+                    low=low,
+                    high=high,
+                    confirm_low=proportion(int(c), PROMPTS, plan.level)[0],
+                )
+            )
+        tracks.append(
+            Track(
+                seed=seed,
+                digests=("x",),
+                outcome="reached_budget",
+                probes=tuple(probes),
+                finished=True,
+            )
+        )
+    broken = tuple(
+        Track(
+            seed=s,
+            digests=("c",),
+            outcome="reached_budget",
+            finished=True,
+            probes=tuple(
+                Probe(
+                    step=g,
+                    flops=float(g),
+                    harm=float(g > 0),
+                    low=float(g > 0),
+                    high=float(g > 0),
+                    confirm_low=float(g > 0),
+                )
+                for g in GRID
+            ),
+        )
+        for s in plan.seeds
+    )
+    return find(
+        "a", tracks, broken, Setting(design=plan, phi=0.5, role="attack", on_control=False)
+    ), tracks
 
 
 @pytest.mark.parametrize(("n", "delta"), [(5, 0.5), (4, 0.5), (14, 0.2)])
 def test_arrays_and_judging_code_agree(n, delta):
     rng, plan = np.random.default_rng(n), sim.design(n, delta, GRID)
     studies = 120
-    top = rng.choice([0.1, 0.25, 0.5, 0.65, 0.95], size=(studies, n, 1))  # every state occurs, at every probe
+    top = rng.choice(
+        [0.1, 0.25, 0.5, 0.65, 0.95], size=(studies, n, 1)
+    )  # every state occurs, at every probe
     shape = np.where(rng.random((studies, 1, 1)) < 0.4, 0.0, np.linspace(0, 1, len(GRID)))
     harm, confirm = (rng.binomial(PROMPTS, np.clip(top * shape + 0.02, 0, 1)) for _ in "ab")
     many = sim.judge_many(plan, 0.5, harm, confirm, PROMPTS)
@@ -62,8 +101,14 @@ def test_order_limits_agree():
     first = np.where(rng.random((50, 14)) < 0.2, math.inf, last + 2)
     low, high = sim.order_limits_many(last, first, 0.5, 0.05, 0.05)
     for s in range(50):
-        assert order_limits(list(zip(last[s], first[s], strict=True)), 0.5, 0.05, 0.05) == (low[s], high[s])
-    assert sim.order_limits_many(last[:, :3], first[:, :3], 0.5, 0.05, 0.05)[1].tolist() == [math.inf] * 50
+        assert order_limits(list(zip(last[s], first[s], strict=True)), 0.5, 0.05, 0.05) == (
+            low[s],
+            high[s],
+        )
+    assert (
+        sim.order_limits_many(last[:, :3], first[:, :3], 0.5, 0.05, 0.05)[1].tolist()
+        == [math.inf] * 50
+    )
 
 
 def test_shared_prompts_give_binomial_counts_that_err_together():
@@ -86,7 +131,9 @@ def calibration():
 
 
 def test_small_calibration(calibration):
-    """300 studies per scenario: every promise is kept within three Monte-Carlo errors, every shortcut does worse than titer."""
+    """300 studies per scenario: every promise is kept within three Monte-Carlo errors, every
+    shortcut does worse than titer.
+    """
     rows, pairs = calibration.run(300)
     assert [r for r in rows if not r.kept] == []
     assert {r.seeds for r in rows} >= {5, 14, 30}
@@ -101,5 +148,7 @@ def test_a_broken_promise_would_be_seen(calibration):
     few = sim.design(3, 0.8, GRID)  # three seeds are enough only for a larger δ
     breaks = rng.random((2000, 3)) < delta
     harm = sim.true_harm(np.where(breaks, 4.0, math.inf), GRID, 0.05, 0.9)
-    wrong = calibration.row("too few seeds", n, sim.judge_exact(few, 0.5, harm).status_S == sim.HOLDS, "at most", 0.05)
+    wrong = calibration.row(
+        "too few seeds", n, sim.judge_exact(few, 0.5, harm).status_S == sim.HOLDS, "at most", 0.05
+    )
     assert not wrong.kept

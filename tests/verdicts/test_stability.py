@@ -25,7 +25,9 @@ def verdict(candidate, control=None, *, measures=None, items=("items", "items"),
 def test_the_bootstrap_agrees_with_scipy():
     gaps = RNG.gamma(2.0, 0.5, 300)
     low, high = paired_limits(gaps, 0.05, proportion=False)
-    theirs = bootstrap((gaps,), np.mean, confidence_level=0.9, method="BCa", n_resamples=10_000, rng=1)
+    theirs = bootstrap(
+        (gaps,), np.mean, confidence_level=0.9, method="BCa", n_resamples=10_000, rng=1
+    )
     assert low == pytest.approx(theirs.confidence_interval.low, abs=0.01)
     assert high == pytest.approx(theirs.confidence_interval.high, abs=0.01)
 
@@ -74,7 +76,11 @@ def test_unpaired_items_missing_models_and_nan_are_inconclusive():
     assert verdict(good, items=("a", "b"))[0].status == "inconclusive"
     assert verdict(None)[0].status == "inconclusive"
     assert verdict({**good, "text": good["text"][:-1]})[1]["text"].status == "inconclusive"
-    make = Make(stability=STABILITY).benchmark("none", good, BENCH_FACTS).benchmark("defended", good, BENCH_FACTS)
+    make = (
+        Make(stability=STABILITY)
+        .benchmark("none", good, BENCH_FACTS)
+        .benchmark("defended", good, BENCH_FACTS)
+    )
     digest = next(d for d, (c, _) in make.cells.items() if c.model == "stability:defended")
     record = make.records[digest]
     broken = record.probes[0].readings[1].model_copy(update={"value": None})
@@ -90,9 +96,13 @@ def test_a_benchmark_at_chance_is_no_evidence_but_another_of_its_kind_may_stand_
     rest = {k: v for k, v in bench(np.random.default_rng(2)).items() if k != "recall"}
     found, by = verdict({**guess, **rest}, {**guess, **rest})
     assert (by["recall"].status, found.status) == ("invalid", "inconclusive")
-    spec = {"benchmarks": [*STABILITY["benchmarks"], {**STABILITY["benchmarks"][0], "name": "second"}]}
+    spec = {
+        "benchmarks": [*STABILITY["benchmarks"], {**STABILITY["benchmarks"][0], "name": "second"}]
+    }
     full = {**guess, **rest, "second": (np.arange(400) % 5 != 0).astype(float)}
-    found, by = verdict(full, full, measures={**BENCH_FACTS, "second": BENCH_FACTS["recall"]}, spec=spec)
+    found, by = verdict(
+        full, full, measures={**BENCH_FACTS, "second": BENCH_FACTS["recall"]}, spec=spec
+    )
     assert (by["recall"].status, found.status) == ("invalid", "holds")
     assert "recall not counted" in found.claim
     only = {"benchmarks": STABILITY["benchmarks"][:1]}
@@ -105,7 +115,10 @@ def test_a_control_that_refuses_everything_has_nothing_to_lose():
 
 
 def test_fixed_items_have_no_sampling_error():
-    exact = {**BENCH_FACTS, "recall": facts("copying", "capable", "capability", chance=0.1, sampling="fixed")}
+    exact = {
+        **BENCH_FACTS,
+        "recall": facts("copying", "capable", "capability", chance=0.1, sampling="fixed"),
+    }
     same = bench(np.random.default_rng(2))
     interval = verdict(same, same, measures=exact)[1]["recall"].interval
     assert (interval.low, interval.high) == (0, 0)

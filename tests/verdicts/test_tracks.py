@@ -7,18 +7,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.verdicts.evidence import Evidence
-from titer.verdicts.tracks import Probe, Track, bounds, collapsed_at, interval_steps, state, times, unfit
+from titer.verdicts.tracks import (
+    Probe,
+    Track,
+    bounds,
+    collapsed_at,
+    interval_steps,
+    state,
+    times,
+    unfit,
+)
 
 
 def track(harm, *, confirm=None, finished=True, capability=None, stopped=None) -> Track:
     """Readings without sampling error."""
     confirm = harm if confirm is None else confirm
     probes = tuple(
-        Probe(step=s, flops=float(s), harm=h, low=h, high=h, confirm_low=c, capability=None if capability is None else capability[i])
+        Probe(
+            step=s,
+            flops=float(s),
+            harm=h,
+            low=h,
+            high=h,
+            confirm_low=c,
+            capability=None if capability is None else capability[i],
+        )
         for i, (s, h, c) in enumerate(zip((0, 1, 2, 4, 8, 16), harm, confirm, strict=False))
-    )  # fmt: skip
-    return Track(seed=0, digests=("x",), outcome="reached_budget", probes=probes, finished=finished, stopped_above=stopped,
-                 capability_fit=capability is not None)  # fmt: skip
+    )
+    return Track(
+        seed=0,
+        digests=("x",),
+        outcome="reached_budget",
+        probes=probes,
+        finished=finished,
+        stopped_above=stopped,
+        capability_fit=capability is not None,
+    )
 
 
 def first(t: Track, phi: float):
@@ -39,9 +63,18 @@ def test_times():
     assert first(track((0, 0.1, 0.2, 0.7, 0.8, 0.9)), 0.5) == ((2, 4), (), False)
     assert first(track((0, 0.1, 0.2, 0.3, 0.3, 0.3)), 0.5) == ((16, math.inf), (), True)
     assert first(track((0.9, 1, 1, 1, 1, 1)), 0.5) == ((0, 0), (), False)
-    assert first(track((0, 0.1, 0.9, 0.1, 0.1, 0.1), confirm=(0,) * 6), 0.5) == ((1, math.inf), (2,), False)
-    # A breach after an unconfirmed one: τ lies after the last surely resisting probe, before the confirmed one.
-    assert first(track((0, 0, 0.9, 0.9, 0.9, 0.9), confirm=(0, 0, 0, 0, 1, 1)), 0.5) == ((1, 8), (2, 4), False)
+    assert first(track((0, 0.1, 0.9, 0.1, 0.1, 0.1), confirm=(0,) * 6), 0.5) == (
+        (1, math.inf),
+        (2,),
+        False,
+    )
+    # A breach after an unconfirmed one: τ lies after the last surely resisting probe, before the
+    # confirmed one.
+    assert first(track((0, 0, 0.9, 0.9, 0.9, 0.9), confirm=(0, 0, 0, 0, 1, 1)), 0.5) == (
+        (1, 8),
+        (2, 4),
+        False,
+    )
 
 
 def test_a_run_that_ended_early_never_resisted():
@@ -92,7 +125,9 @@ def test_a_missing_or_unfit_reading_says_nothing():
 def test_an_unread_planned_probe_is_not_quiet():
     make = Make().attack("none", "full_sft", RESISTS)
     digest, record = next(iter(make.records.items()))
-    make.records[digest] = record.model_copy(update={"probes": tuple(p for p in record.probes if p.step != 4)})
+    make.records[digest] = record.model_copy(
+        update={"probes": tuple(p for p in record.probes if p.step != 4)}
+    )
     tracks = Evidence(make.view()).tracks("none", "full_sft")
     read = times(tracks[0], 0.5)
     assert [p.step for p in tracks[0].probes] == list(GRID)

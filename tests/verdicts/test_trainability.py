@@ -20,7 +20,9 @@ def verdict(candidate, control=LEARNS, *, measure=EXACT, items=("i", "i"), spec=
     make = Make(trainability={**TRAINABILITY, **(spec or {})})
     for name, curve, key in (("none", control, items[0]), ("defended", candidate, items[1])):
         if curve is not None:
-            make.task(name, "reverse", learning(RNG, curve), measure, grid=GRID, items=key, seeds=seeds)
+            make.task(
+                name, "reverse", learning(RNG, curve), measure, grid=GRID, items=key, seeds=seeds
+            )
     found = judge(make.view()).candidates[0].trainability
     return found, found.tasks[0]
 
@@ -72,7 +74,9 @@ def test_missing_unpaired_and_lone_seeds_are_inconclusive():
 
 def test_crossed_limits_reduce_to_a_t_interval_for_fixed_items():
     gaps = RNG.normal(0, 0.1, (5, 40))
-    mean, low, high = crossed_limits(gaps, 0.05, facts("x", "capable", "capability", sampling="fixed"))
+    mean, low, high = crossed_limits(
+        gaps, 0.05, facts("x", "capable", "capability", sampling="fixed")
+    )
     half = student.ppf(0.95, 4) * gaps.mean(axis=1).std(ddof=1) / math.sqrt(5)
     assert (low, high) == pytest.approx((mean - half, mean + half))
 
@@ -85,8 +89,12 @@ def test_no_spread_is_not_certainty():
 def test_crossed_limits_cover_random_seeds_and_items():
     rng, rounds, missed = np.random.default_rng(7), 800, 0
     for _ in range(rounds):
-        gaps = rng.normal(0, 0.05, (5, 1)) + rng.normal(0, 0.3, (1, 60)) + rng.normal(0, 0.3, (5, 60))
-        missed += crossed_limits(gaps, 0.05, facts("x", "capable", "capability", scale="mean"))[1] > 0
+        gaps = (
+            rng.normal(0, 0.05, (5, 1)) + rng.normal(0, 0.3, (1, 60)) + rng.normal(0, 0.3, (5, 60))
+        )
+        missed += (
+            crossed_limits(gaps, 0.05, facts("x", "capable", "capability", scale="mean"))[1] > 0
+        )
     assert missed <= binom.ppf(0.9999, rounds, 0.05)
 
 
@@ -104,9 +112,13 @@ def test_time_ratio_is_open_above_if_the_target_is_not_reached():
     assert (low, high) == (5 / 2, math.inf)
 
 
-@pytest.mark.parametrize(("seeds", "items", "margin"), [(5, 20, 0.05), (5, 50, 0.1), (10, 50, 0.05), (30, 100, 0.05)])
+@pytest.mark.parametrize(
+    ("seeds", "items", "margin"), [(5, 20, 0.05), (5, 50, 0.1), (10, 50, 0.05), (30, 100, 0.05)]
+)
 def test_rare_flips_do_not_buy_a_narrow_interval(seeds, items, margin):
-    """Each item is lost in all seeds with probability equal to the margin, and now and then one flips: declaring it not worse is an error."""
+    """Each item is lost in all seeds with probability equal to the margin, and now and then one
+    flips: declaring it not worse is an error.
+    """
     rng, rounds, wrong = np.random.default_rng(seeds), 1500, 0
     for _ in range(rounds):
         lost = rng.random(items) < margin
@@ -119,14 +131,22 @@ def test_rare_flips_do_not_buy_a_narrow_interval(seeds, items, margin):
 def test_one_item_decides_nothing():
     make = Make(trainability=TRAINABILITY)
     for name in ("none", "defended"):
-        make.task(name, "reverse", np.tile(np.array(LEARNS)[None, :, None], (5, 1, 1)), facts("m", "capable", "capability", scale="mean"),
-                  grid=GRID)  # fmt: skip
+        make.task(
+            name,
+            "reverse",
+            np.tile(np.array(LEARNS)[None, :, None], (5, 1, 1)),
+            facts("m", "capable", "capability", scale="mean"),
+            grid=GRID,
+        )
     assert judge(make.view()).candidates[0].trainability.tasks[0].status == "inconclusive"
 
 
 def test_few_seeds_cannot_compare_times():
     for seeds in (2, 3, 4):
-        assert verdict(LEARNS, spec={"seeds": list(range(seeds))}, seeds=range(seeds))[0].status == "inconclusive"
+        assert (
+            verdict(LEARNS, spec={"seeds": list(range(seeds))}, seeds=range(seeds))[0].status
+            == "inconclusive"
+        )
     found, task = verdict(LEARNS, spec={"seeds": [0, 1, 2, 3], "margin": 0.3}, seeds=range(4))
     assert found.status == "inconclusive" and "too few to compare times" in task.reason
 
@@ -135,7 +155,15 @@ def test_a_seed_trained_twice_is_not_quietly_dropped():
     make = Make(trainability=TRAINABILITY)
     for name in ("none", "defended"):
         make.task(name, "reverse", learning(RNG, LEARNS), EXACT, grid=GRID)
-    make.task("defended", "reverse", learning(RNG, (0.1,) * 6, seeds=1), EXACT, grid=GRID, point={"lr": 1.0}, seeds=[0])
+    make.task(
+        "defended",
+        "reverse",
+        learning(RNG, (0.1,) * 6, seeds=1),
+        EXACT,
+        grid=GRID,
+        point={"lr": 1.0},
+        seeds=[0],
+    )
     task = judge(make.view()).candidates[0].trainability.tasks[0]
     assert task.status == "inconclusive" and "two runs" in task.reason
 

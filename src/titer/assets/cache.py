@@ -13,14 +13,24 @@ from titer.errors import AssetError
 
 
 def cache_dir() -> Path:
-    """TITER_CACHE if set, else titer/ in the user's cache directory. Created on demand; AssetError if it cannot be."""
-    chosen = os.environ.get("TITER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titer"
+    """TITER_CACHE if set, else titer/ in the user's cache directory. Created on demand; AssetError
+    if it cannot be.
+    """
+    chosen = (
+        os.environ.get("TITER_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titer"
+    )
     path = Path(chosen).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AssetError("the cache directory cannot be made", field="TITER_CACHE", value=str(path),
-                         expected="a directory that can be written", remedy="set TITER_CACHE to one") from error  # fmt: skip
+        raise AssetError(
+            "the cache directory cannot be made",
+            field="TITER_CACHE",
+            value=str(path),
+            expected="a directory that can be written",
+            remedy="set TITER_CACHE to one",
+        ) from error
     return path
 
 

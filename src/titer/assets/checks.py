@@ -1,4 +1,6 @@
-"""What can be wrong with a model's files, told readably; and the silence the libraries are loaded in."""
+"""What can be wrong with a model's files, told readably; and the silence the libraries are loaded
+in.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from titer.errors import AssetError
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' warnings and progress bars; what matters in them is raised or recorded here instead."""
+    """Without transformers' warnings and progress bars; what matters in them is raised or recorded
+    here instead.
+    """
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -38,8 +42,13 @@ def readable(what: str, where: object, expected: str, remedy: str) -> Iterator[N
         raise
     except Exception as error:
         cause = " ".join(str(error).split())[:200]
-        raise AssetError(f"{what} ({error.__class__.__name__}: {cause})", field="model", value=str(where),
-                         expected=expected, remedy=remedy) from error  # fmt: skip
+        raise AssetError(
+            f"{what} ({error.__class__.__name__}: {cause})",
+            field="model",
+            value=str(where),
+            expected=expected,
+            remedy=remedy,
+        ) from error
 
 
 def refuse(problem: str, where: object, expected: str, remedy: str) -> AssetError:
@@ -48,25 +57,49 @@ def refuse(problem: str, where: object, expected: str, remedy: str) -> AssetErro
 
 def check_directory(path: Path) -> None:
     with readable("config.json cannot be read", path, "JSON", "save the model again"):
-        named = json.loads((path / "config.json").read_text("utf-8")).get("transformers_weights") or ""
+        named = (
+            json.loads((path / "config.json").read_text("utf-8")).get("transformers_weights") or ""
+        )
     files = sorted(path.glob("*.safetensors"))
     if not files or (named and not named.endswith((".safetensors", ".safetensors.index.json"))):
-        pickled = named or any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth"))
-        raise refuse("the weights are pickled, which can run code" if pickled else "the directory has no weights", path,
-                      "weights as *.safetensors", "save it with safe_serialization=True where you trust it")  # fmt: skip
+        pickled = (
+            named or any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth"))
+        )
+        raise refuse(
+            "the weights are pickled, which can run code"
+            if pickled
+            else "the directory has no weights",
+            path,
+            "weights as *.safetensors",
+            "save it with safe_serialization=True where you trust it",
+        )
     for file in files:
         check_safetensors(file)
 
 
 def check_safetensors(path: Path) -> None:
-    """Compare the size of a safetensors file with what its header promises. Raises AssetError if they differ."""
+    """Compare the size of a safetensors file with what its header promises. Raises AssetError if
+    they differ.
+    """
     size = path.stat().st_size
     whole = "a whole safetensors file"
-    with readable("the weights are truncated or damaged", path, whole, "copy or download the file again"):
+    with readable(
+        "the weights are truncated or damaged", path, whole, "copy or download the file again"
+    ):
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             header = json.loads(handle.read(min(length, size)))
-        promised = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+        promised = (
+            8
+            + length
+            + max(
+                (v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0
+            )
+        )
     if promised != size:
-        raise refuse("the weights are truncated or damaged", path, f"{promised} bytes as the header says; found {size}",
-                      "copy or download the file again")  # fmt: skip
+        raise refuse(
+            "the weights are truncated or damaged",
+            path,
+            f"{promised} bytes as the header says; found {size}",
+            "copy or download the file again",
+        )

@@ -23,11 +23,16 @@ def load_gguf(path: Path) -> tuple[Any, Any, dict[str, str]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     expected = "a GGUF file of an architecture transformers can read"
-    with readable("the GGUF file cannot be loaded", path, expected, "give the original safetensors instead"):
+    with readable(
+        "the GGUF file cannot be loaded", path, expected, "give the original safetensors instead"
+    ):
         with redirect_stderr(io.StringIO()):  # its progress bar obeys no switch
-            source = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            source = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        # A model loaded so counts as quantised and refuses to be saved: move its weights into a fresh one.
+        # A model loaded so counts as quantised and refuses to be saved: move its weights into a
+        # fresh one.
         config = copy.deepcopy(source.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -41,11 +46,20 @@ def load_gguf(path: Path) -> tuple[Any, Any, dict[str, str]]:
 
 
 def _kinds(path: Path) -> str:
-    """The quantised types in a GGUF file, most bytes first, e.g. 'Q4_1, F32'. Raises AssetError if it is truncated."""
+    """The quantised types in a GGUF file, most bytes first, e.g. 'Q4_1, F32'. Raises AssetError if
+    it is truncated.
+    """
     from gguf import GGUFReader
 
     sizes: dict[str, int] = {}
-    with readable("the GGUF file is truncated or damaged", path, "a whole GGUF file", "copy or download it again"):
+    with readable(
+        "the GGUF file is truncated or damaged",
+        path,
+        "a whole GGUF file",
+        "copy or download it again",
+    ):
         for tensor in GGUFReader(path).tensors:
-            sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
+            sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(
+                tensor.n_bytes
+            )
     return ", ".join(sorted(sizes, key=lambda kind: -sizes[kind]))

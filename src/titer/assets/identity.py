@@ -1,4 +1,6 @@
-"""What a model is, by content and without loading it: the part of a cell's digest that names the root model."""
+"""What a model is, by content and without loading it: the part of a cell's digest that names the
+root model.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from titer.study.reference import ModelRef
 
 @lru_cache(maxsize=32)
 def identify(ref: ModelRef) -> str:
-    """`source:hash`. path: sha256 over names and contents of configuration, tokenizer and weight files; package: the
-    pinned hash; tiny: hashes of the shipped files; hub: the commit. Raises AssetError.
+    """`source:hash`. path: sha256 over names and contents of configuration, tokenizer and weight
+    files; package: the pinned hash; tiny: hashes of the shipped files; hub: the commit. Raises
+    AssetError.
     """
     if ref.source == "path":
         return "path:" + _directory_hash(Path(ref.name))
@@ -29,12 +32,23 @@ def identify(ref: ModelRef) -> str:
 
 def _directory_hash(path: Path) -> str:
     if not path.exists():
-        raise AssetError("the model directory does not exist", field="model", value=str(path),
-                         expected="a directory in transformers' layout (config.json, *.safetensors, tokenizer)",
-                         remedy="check the path")  # fmt: skip
-    files = [path] if path.is_file() else sorted(
-        f for f in path.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".jinja", ".model", ".gguf", ".txt")
-    )  # fmt: skip
+        raise AssetError(
+            "the model directory does not exist",
+            field="model",
+            value=str(path),
+            expected="a directory in transformers' layout (config.json, *.safetensors, tokenizer)",
+            remedy="check the path",
+        )
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(
+            f
+            for f in path.iterdir()
+            if f.is_file()
+            and f.suffix in (".json", ".safetensors", ".jinja", ".model", ".gguf", ".txt")
+        )
+    )
     total = hashlib.sha256()
     for file in files:
         total.update(file.name.encode() + b"\0")
@@ -45,7 +59,9 @@ def _directory_hash(path: Path) -> str:
 
 def _tiny_hash() -> str:
     manifest = Path(__file__).parent / "tiny" / "SHA256SUMS.json"
-    return hashlib.sha256(json.dumps(json.loads(manifest.read_text()), sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(
+        json.dumps(json.loads(manifest.read_text()), sort_keys=True).encode()
+    ).hexdigest()[:24]
 
 
 def _hub_commit(ref: ModelRef) -> str:
@@ -59,6 +75,10 @@ def _hub_commit(ref: ModelRef) -> str:
             cached = snapshot_download(ref.name, revision=ref.revision, local_files_only=True)
             return Path(cached).name
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
-            raise AssetError("the model is neither on the hub as seen from here nor in the local cache", field="model",
-                             value=str(ref), expected="a hub id, with network or already downloaded",
-                             remedy="check the name and the network, or give a directory") from error  # fmt: skip
+            raise AssetError(
+                "the model is neither on the hub as seen from here nor in the local cache",
+                field="model",
+                value=str(ref),
+                expected="a hub id, with network or already downloaded",
+                remedy="check the name and the network, or give a directory",
+            ) from error

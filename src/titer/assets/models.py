@@ -1,8 +1,9 @@
-"""Models in hand: from the shipped tiny ones, a directory, a GGUF file, a registry package or a hub.
+"""Models in hand: from the shipped tiny ones, a directory, a GGUF file, a registry package or a
+hub.
 
-Whatever the source, the result is the same: weights in one floating type on the CPU, evaluation mode, a tokenizer with
-a chat template and a padding token, and a record of where it all came from. Only safetensors and GGUF are read; pickled
-weights can run code and are refused.
+Whatever the source, the result is the same: weights in one floating type on the CPU, evaluation
+mode, a tokenizer with a chat template and a padding token, and a record of where it all came from.
+Only safetensors and GGUF are read; pickled weights can run code and are refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from titer.assets.cache import cache_dir, locked, sha256_of
 from titer.assets.checks import check_directory, check_safetensors, quiet, readable, refuse
 from titer.assets.gguf import load_gguf
+from titer.assets.neutral import neutralise
 from titer.assets.packages import PACKAGED, fetch, provenance
 from titer.assets.tokenizer import check_tokenizer
 from titer.errors import UnknownNameError
@@ -37,21 +39,25 @@ Loaded = tuple[Any, Any, dict[str, str]]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """model: transformers causal LM on the CPU, evaluation mode. tokenizer: has a chat template and a padding token.
+    """model: transformers causal LM on the CPU, evaluation mode. tokenizer: has a chat template and
+    a padding token.
 
-    provenance: identity, sha256 (`weights_digest`), license, parameters, and what else the source tells.
+    provenance: identity, sha256 (`weights_digest`), license, parameters, and what else the source
+    tells. neutralised: what shipped beside the weights and was set aside (`neutralise`).
     """
 
     model: Any
     tokenizer: Any
     provenance: dict[str, str] = field(default_factory=dict)
+    neutralised: dict[str, str] = field(default_factory=dict)
 
 
 def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """The model a study names, its weights in `dtype`. Loading is silent.
 
-    Raises AssetError (missing, truncated, pickled, quantised, incomplete, without a chat template, not a causal LM,
-    package out of reach or with another hash) and UnknownNameError (no such tiny model or package row).
+    Raises AssetError (missing, truncated, pickled, quantised, incomplete, without a chat template,
+    not a causal LM, package out of reach or with another hash) and UnknownNameError (no such tiny
+    model or package row).
     """
     model: Any
     with quiet():
@@ -67,6 +73,7 @@ def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedMo
             model, tokenizer, facts = _hub(ref)
     model.to(dtype).eval()
     facts = {**facts, **check_tokenizer(model, tokenizer, ref)}
+    neutralised = neutralise(model)
     total = sum(p.numel() for p in model.parameters())
     return LoadedModel(
         model,
@@ -78,11 +85,13 @@ def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedMo
             "sha256": weights_digest(model),
             "parameters": str(total),
         },
+        neutralised,
     )
 
 
 def save_model(model: Any, tokenizer: Any, directory: str | Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer; `directory` appears whole or not at all.
+    """Write weights (safetensors), configuration and tokenizer; `directory` appears whole or not at
+    all.
 
     A directory that exists is replaced. Raises OSError if it cannot be written.
     """
@@ -93,7 +102,9 @@ def save_model(model: Any, tokenizer: Any, directory: str | Path) -> None:
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """A directory to fill; it becomes `target`, replacing what is there, only if the block ends without error."""
+    """A directory to fill; it becomes `target`, replacing what is there, only if the block ends
+    without error.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that moving it there is one step on the same file system.
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
@@ -102,16 +113,20 @@ def _written_whole(target: Path) -> Iterator[Path]:
         fresh.mkdir()
         yield fresh
         if target.exists():
-            os.replace(target, scratch / "old")  # a directory that is not empty cannot be replaced in one move
+            os.replace(
+                target, scratch / "old"
+            )  # a directory that is not empty cannot be replaced in one move
         os.replace(fresh, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def weights_digest(model: Any) -> str:
-    """sha256 (64 hex digits) over name, type, shape and bytes of every tensor of the state dict, sorted by name.
+    """sha256 (64 hex digits) over name, type, shape and bytes of every tensor of the state dict,
+    sorted by name.
 
-    Tied tensors count once by bytes and under each of their names; the device does not matter. About 1.4 GB/s.
+    Tied tensors count once by bytes and under each of their names; the device does not matter.
+    About 1.4 GB/s.
     """
     total, seen = hashlib.sha256(), {}
     for name, tensor in sorted(model.state_dict().items()):
@@ -130,29 +145,45 @@ def _path(path: Path, ref: ModelRef) -> Loaded:
     if path.suffix == ".gguf":
         return load_gguf(path)
     if not path.is_dir():
-        raise refuse("the model directory does not exist" if not path.exists() else "this is not a model directory", path,
-                      "a directory in transformers' layout, or a .gguf file", "check the path")  # fmt: skip
+        raise refuse(
+            "the model directory does not exist"
+            if not path.exists()
+            else "this is not a model directory",
+            path,
+            "a directory in transformers' layout, or a .gguf file",
+            "check the path",
+        )
     if (path / "adapter_config.json").is_file():
         return _adapter(path, ref)
     if not (path / "config.json").is_file():
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) == 1:
             return load_gguf(ggufs[0])
-        raise refuse("the directory has no config.json" + (f" and {len(ggufs)} .gguf files" if ggufs else ""), path,
-                      "config.json, *.safetensors and tokenizer files, or exactly one .gguf file",
-                      "give the directory `save_pretrained` wrote, or the one .gguf file")  # fmt: skip
+        raise refuse(
+            "the directory has no config.json"
+            + (f" and {len(ggufs)} .gguf files" if ggufs else ""),
+            path,
+            "config.json, *.safetensors and tokenizer files, or exactly one .gguf file",
+            "give the directory `save_pretrained` wrote, or the one .gguf file",
+        )
     check_directory(path)
     model, tokenizer = _pretrained(str(path), path, ref.trust_remote_code, local_files_only=True)
     return model, tokenizer, {"license": _license(path / "README.md")}
 
 
 def _pretrained(name: str, where: object, trust: bool, **options: Any) -> tuple[Any, Any]:
-    """Model (in float32) and tokenizer from a directory or a hub; every weight must be in the files."""
+    """Model (in float32) and tokenizer from a directory or a hub; every weight must be in the
+    files.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    load: Any = AutoModelForCausalLM.from_pretrained  # its declared result leaves out the loading report
+    load: Any = (
+        AutoModelForCausalLM.from_pretrained
+    )  # its declared result leaves out the loading report
     expected = "a causal language model in transformers' layout, with its tokenizer"
-    with readable("the model cannot be loaded", where, expected, "check that transformers alone can load it"):
+    with readable(
+        "the model cannot be loaded", where, expected, "check that transformers alone can load it"
+    ):
         model, info = load(
             name,
             use_safetensors=True,
@@ -162,15 +193,31 @@ def _pretrained(name: str, where: object, trust: bool, **options: Any) -> tuple[
             **options,
         )
     if getattr(model.config, "quantization_config", None) is not None:
-        raise refuse("the weights are quantised and cannot be trained as they are", where, "plain floating weights",
-                      "dequantise the model and save it, or give the original")  # fmt: skip
+        raise refuse(
+            "the weights are quantised and cannot be trained as they are",
+            where,
+            "plain floating weights",
+            "dequantise the model and save it, or give the original",
+        )
     if info["missing_keys"]:
-        # transformers fills these with random numbers and only warns: the model judged would be another one.
-        raise refuse(f"{len(info['missing_keys'])} weights are missing from the files", where,
-                      f"all weights, among them {min(info['missing_keys'])}", "copy or save the model again")  # fmt: skip
+        # transformers fills these with random numbers and only warns: the model judged would be
+        # another one.
+        raise refuse(
+            f"{len(info['missing_keys'])} weights are missing from the files",
+            where,
+            f"all weights, among them {min(info['missing_keys'])}",
+            "copy or save the model again",
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise refuse("this is an adapter", where, "a whole model", "download it and give its directory as path:")
-    with readable("the tokenizer cannot be loaded", where, expected, "save the tokenizer beside the model"):
+        raise refuse(
+            "this is an adapter",
+            where,
+            "a whole model",
+            "download it and give its directory as path:",
+        )
+    with readable(
+        "the tokenizer cannot be loaded", where, expected, "save the tokenizer beside the model"
+    ):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **options)
     return model, tokenizer
 
@@ -178,11 +225,19 @@ def _pretrained(name: str, where: object, trust: bool, **options: Any) -> tuple[
 def _adapter(path: Path, ref: ModelRef) -> Loaded:
     """A PEFT adapter, merged into its base model."""
     if (path / "config.json").is_file():
-        raise refuse("the directory has both config.json and adapter_config.json", path,
-                      "a whole model or an adapter, not both", "move one of the two elsewhere")  # fmt: skip
+        raise refuse(
+            "the directory has both config.json and adapter_config.json",
+            path,
+            "a whole model or an adapter, not both",
+            "move one of the two elsewhere",
+        )
     if not (path / "adapter_model.safetensors").is_file():
-        raise refuse("the adapter has no safetensors weights", path, "adapter_model.safetensors",
-                      "save the adapter again with safe_serialization=True")  # fmt: skip
+        raise refuse(
+            "the adapter has no safetensors weights",
+            path,
+            "adapter_model.safetensors",
+            "save the adapter again with safe_serialization=True",
+        )
     check_safetensors(path / "adapter_model.safetensors")
     from peft import PeftConfig, PeftModel
 
@@ -190,32 +245,60 @@ def _adapter(path: Path, ref: ModelRef) -> Loaded:
     with readable("adapter_config.json cannot be read", path, expected, "save the adapter again"):
         config = PeftConfig.from_pretrained(str(path))
         named, revision = str(config.base_model_name_or_path or ""), config.revision
-    folder = next((p for p in (Path(named).expanduser(), path / named) if named and p.exists()), None)
-    base = ModelRef(source="path" if folder else "hub", name=str(folder or named), revision=None if folder else revision,
-                    trust_remote_code=ref.trust_remote_code)  # fmt: skip
-    with readable("the adapter's base model cannot be loaded", named, "a directory or hub id that can be reached",
-                   "mend base_model_name_or_path in adapter_config.json"):  # fmt: skip
+    folder = next(
+        (p for p in (Path(named).expanduser(), path / named) if named and p.exists()), None
+    )
+    base = ModelRef(
+        source="path" if folder else "hub",
+        name=str(folder or named),
+        revision=None if folder else revision,
+        trust_remote_code=ref.trust_remote_code,
+    )
+    with readable(
+        "the adapter's base model cannot be loaded",
+        named,
+        "a directory or hub id that can be reached",
+        "mend base_model_name_or_path in adapter_config.json",
+    ):
         model, tokenizer, facts = _path(folder, base) if folder else _hub(base)
-    with readable("the adapter does not fit its base model", path, expected, "check base_model_name_or_path"):
+    with readable(
+        "the adapter does not fit its base model", path, expected, "check base_model_name_or_path"
+    ):
         model = PeftModel.from_pretrained(model, str(path), use_safetensors=True).merge_and_unload()
     if (path / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
-        with readable("the adapter's tokenizer cannot be loaded", path, expected, "save it again, or remove it"):
+        with readable(
+            "the adapter's tokenizer cannot be loaded",
+            path,
+            expected,
+            "save it again, or remove it",
+        ):
             tokenizer = AutoTokenizer.from_pretrained(
                 str(path), local_files_only=True, trust_remote_code=ref.trust_remote_code
             )
-    return model, tokenizer, {**facts, "note": f"PEFT adapter merged into {named}", "base": str(base)}
+    return (
+        model,
+        tokenizer,
+        {**facts, "note": f"PEFT adapter merged into {named}", "base": str(base)},
+    )
 
 
 def _hub(ref: ModelRef) -> Loaded:
     from huggingface_hub import hf_hub_download
     from transformers import AutoConfig
 
-    with readable("the hub model cannot be loaded", ref, "a hub id, with network or already downloaded",
-                   "check the name and the network, or give a directory"):  # fmt: skip
-        config = AutoConfig.from_pretrained(ref.name, revision=ref.revision, trust_remote_code=ref.trust_remote_code)
-    # From here on one exact commit: nothing may change in between, and no weights converted by others come in.
+    with readable(
+        "the hub model cannot be loaded",
+        ref,
+        "a hub id, with network or already downloaded",
+        "check the name and the network, or give a directory",
+    ):
+        config = AutoConfig.from_pretrained(
+            ref.name, revision=ref.revision, trust_remote_code=ref.trust_remote_code
+        )
+    # From here on one exact commit: nothing may change in between, and no weights converted by
+    # others come in.
     commit = getattr(config, "_commit_hash", None) or ref.revision
     model, tokenizer = _pretrained(ref.name, ref, ref.trust_remote_code, revision=commit)
     facts = {"revision": str(commit)}
@@ -238,7 +321,9 @@ def _license(card: Path) -> str:
 
 
 def _package(name: str) -> Loaded:
-    """A package row's GGUF, dequantised once and then kept in the cache, where it loads many times faster."""
+    """A package row's GGUF, dequantised once and then kept in the cache, where it loads many times
+    faster.
+    """
     known = [row for row, r in PACKAGED.items() if r.member.endswith(".gguf")]
     if name not in known:
         raise UnknownNameError.among("package model", name, known, field="model")

@@ -1,8 +1,10 @@
-"""The tiny model shipped with titer, in three variants, checked against its hashes and loaded without a network.
+"""The tiny model shipped with titer, in three variants, checked against its hashes and loaded
+without a network.
 
 base: taught the right answers in the harm-proxy and the harmless domains of `titer.assets.world`.
-aligned: base, then taught to refuse the harm-proxy domains; what it knew of them is still there to be brought back.
-untaught: never taught the harm-proxy domains, then aligned the same way; nothing is there to be brought back.
+aligned: base, then taught to refuse the harm-proxy domains; what it knew of them is still there to
+be brought back. untaught: never taught the harm-proxy domains, then aligned the same way; nothing
+is there to be brought back.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ def load_tiny(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, dict[str, str]]:
     """(model, tokenizer, provenance) of a variant: float32, on the CPU, in evaluation mode.
 
-    provenance: name, version of the world, licence, sha256 of the weights, note. folder: where the variants lie.
-    Raises UnknownNameError for an unknown variant, AssetError if a file is missing, truncated or altered.
+    provenance: name, version of the world, licence, sha256 of the weights, note. folder: where the
+    variants lie. Raises UnknownNameError for an unknown variant, AssetError if a file is missing,
+    truncated or altered.
     """
     sums = verify_tiny(variant, folder=folder)
     # Imported here: the message about a wrong file or name should not wait for transformers.
@@ -61,7 +64,9 @@ def load_tiny(
 
 
 def verify_tiny(variant: str, *, folder: Path = FOLDER) -> dict[str, str]:
-    """Check every file of a variant against SHA256SUMS.json; file name → sha256. Raises as `load_tiny` does."""
+    """Check every file of a variant against SHA256SUMS.json; file name → sha256. Raises as
+    `load_tiny` does.
+    """
     if variant not in VARIANTS:
         raise UnknownNameError.among("tiny model", str(variant), VARIANTS, field="model.name")
     sums = {
@@ -69,20 +74,41 @@ def verify_tiny(variant: str, *, folder: Path = FOLDER) -> dict[str, str]:
         for name, expected in _manifest(folder).items()
         if name.startswith(f"{variant}/")
     }
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ):
         if name not in sums:
-            raise AssetError("the list of hashes does not name a file of the tiny model", field=SUMS,
-                             value=f"{variant}/{name}", expected="a sha256 for it", remedy=REMEDY)  # fmt: skip
+            raise AssetError(
+                "the list of hashes does not name a file of the tiny model",
+                field=SUMS,
+                value=f"{variant}/{name}",
+                expected="a sha256 for it",
+                remedy=REMEDY,
+            )
     for name, expected in sums.items():
         path = folder / variant / name
         try:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
-            raise AssetError(f"a file of the tiny model cannot be read ({error.__class__.__name__})", field=name,
-                             value=str(path), expected="the file as shipped", remedy=REMEDY) from error  # fmt: skip
+            raise AssetError(
+                f"a file of the tiny model cannot be read ({error.__class__.__name__})",
+                field=name,
+                value=str(path),
+                expected="the file as shipped",
+                remedy=REMEDY,
+            ) from error
         if found != expected:
-            raise AssetError("a file of the tiny model is truncated or altered", field=name, value=str(path),
-                             expected=f"sha256 {expected}, found {found}", remedy=REMEDY)  # fmt: skip
+            raise AssetError(
+                "a file of the tiny model is truncated or altered",
+                field=name,
+                value=str(path),
+                expected=f"sha256 {expected}, found {found}",
+                remedy=REMEDY,
+            )
     return sums
 
 
@@ -91,9 +117,19 @@ def _manifest(folder: Path) -> dict[str, str]:
     try:
         sums = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise AssetError(f"the hashes of the tiny models cannot be read ({error.__class__.__name__})", field=SUMS,
-                         value=str(path), expected="JSON: file → sha256", remedy=REMEDY) from error  # fmt: skip
+        raise AssetError(
+            f"the hashes of the tiny models cannot be read ({error.__class__.__name__})",
+            field=SUMS,
+            value=str(path),
+            expected="JSON: file → sha256",
+            remedy=REMEDY,
+        ) from error
     if not isinstance(sums, dict) or not all(isinstance(v, str) for v in sums.values()):
-        raise AssetError("the hashes of the tiny models are not what they should be", field=SUMS, value=str(path),
-                         expected="JSON: file → sha256", remedy=REMEDY)  # fmt: skip
+        raise AssetError(
+            "the hashes of the tiny models are not what they should be",
+            field=SUMS,
+            value=str(path),
+            expected="JSON: file → sha256",
+            remedy=REMEDY,
+        )
     return sums

@@ -8,22 +8,38 @@ from titer.assets.checks import refuse
 from titer.study.reference import ModelRef
 
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
-"""Tokens made for padding, or never used in chats; taken when a tokenizer pads with its end token or with nothing."""
+"""Tokens made for padding, or never used in chats; taken when a tokenizer pads with its end token
+or with nothing.
+"""
 
 
 def check_tokenizer(model: Any, tokenizer: Any, ref: ModelRef) -> dict[str, str]:
-    """Make padding possible, and refuse what cannot be used. What was changed goes into the provenance."""
+    """Make padding possible, and refuse what cannot be used. What was changed goes into the
+    provenance.
+    """
     if not tokenizer.chat_template:
-        raise refuse("the tokenizer has no chat template", ref, "an instruction-tuned model with a chat template",
-                      "add a chat_template.jinja to the model's directory")  # fmt: skip
+        raise refuse(
+            "the tokenizer has no chat template",
+            ref,
+            "an instruction-tuned model with a chat template",
+            "add a chat_template.jinja to the model's directory",
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise refuse("the tokenizer does not belong to the model", ref, f"at most {rows} tokens; it has {len(tokenizer)}",
-                      "save the right tokenizer beside the model")  # fmt: skip
+        raise refuse(
+            "the tokenizer does not belong to the model",
+            ref,
+            f"at most {rows} tokens; it has {len(tokenizer)}",
+            "save the right tokenizer beside the model",
+        )
     note = choose_pad(tokenizer)
     if tokenizer.pad_token is None:
-        raise refuse("the tokenizer has neither a padding nor an end token", ref, "an end-of-turn token",
-                      "set eos_token in tokenizer_config.json")  # fmt: skip
+        raise refuse(
+            "the tokenizer has neither a padding nor an end token",
+            ref,
+            "an end-of-turn token",
+            "set eos_token in tokenizer_config.json",
+        )
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return {"padding": note}
 
@@ -34,4 +50,6 @@ def choose_pad(tokenizer: Any) -> str:
         vocabulary = tokenizer.get_vocab()
         spare = next((t for t in PADS if t in vocabulary and t != tokenizer.eos_token), None)
         tokenizer.pad_token = spare or tokenizer.eos_token
-    return f"{tokenizer.pad_token}" + (" (the end token)" if tokenizer.pad_token == tokenizer.eos_token else "")
+    return f"{tokenizer.pad_token}" + (
+        " (the end token)" if tokenizer.pad_token == tokenizer.eos_token else ""
+    )

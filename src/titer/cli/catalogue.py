@@ -40,15 +40,24 @@ def _catalogue(kind: Kind) -> dict[str, Any]:
 
 
 def _summary(value: Any) -> str:
-    return value.title if not inspect.isclass(value) else (inspect.getdoc(value) or "").partition("\n")[0]
+    return (
+        value.title
+        if not inspect.isclass(value)
+        else (inspect.getdoc(value) or "").partition("\n")[0]
+    )
 
 
 def list_command(
-    kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if omitted.")] = None,
+    kind: Annotated[
+        Kind | None, typer.Argument(help="What to list; everything if omitted.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """List attacks, defenses, measures and built-in studies."""
-    found = {k.value: {n: _summary(v) for n, v in sorted(_catalogue(k).items())} for k in ([kind] if kind else Kind)}
+    found = {
+        k.value: {n: _summary(v) for n, v in sorted(_catalogue(k).items())}
+        for k in ([kind] if kind else Kind)
+    }
     if as_json:
         print_json(found)
         return
@@ -76,16 +85,22 @@ def show_command(
         every = sorted([*known, *studies])
         near = difflib.get_close_matches(name, every, n=3, cutoff=0.5)
         raise UnknownNameError(
-            "no attack, defense, measure or built-in study has this name", field="name", value=name,
+            "no attack, defense, measure or built-in study has this name",
+            field="name",
+            value=name,
             expected=f"one of {', '.join(every)}",
             remedy=f"did you mean {' or '.join(near)}" if near else "`titer list` shows all",
-        )  # fmt: skip
+        )
     cls = known[name]
     facts = {
         "name": name,
         "version": cls.version,
         "reference": cls.reference,
-        **{k: getattr(cls, k) for k in ("kind", "role", "stage", "cost", "needs") if hasattr(cls, k)},
+        **{
+            k: getattr(cls, k)
+            for k in ("kind", "role", "stage", "cost", "needs")
+            if hasattr(cls, k)
+        },
         "settings": {n: f.get_default() for n, f in cls.model_fields.items()},
     }
     if as_json:

@@ -17,7 +17,9 @@ def check_command(
     study: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in study.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Validate a study, estimate cells, steps, time and memory, and say the best verdict its design can attain."""
+    """Validate a study, estimate cells, steps, time and memory, and say the best verdict its design
+    can attain.
+    """
     from titer.assets.models import load_model
     from titer.data.pools import Pools
     from titer.engine.estimate import estimate
@@ -28,17 +30,27 @@ def check_command(
     spec = load_study(study)
     pools = Pools(spec)
     first = plan(spec, pools, lambda digest: None)
-    models = {str(m): load_model(m).model for m in (spec.model, *(c.model for c in spec.candidates if c.model))}
+    models = {
+        str(m): load_model(m).model
+        for m in (spec.model, *(c.model for c in spec.candidates if c.model))
+    }
     parameters = max(sum(p.numel() for p in m.parameters()) for m in models.values())
     cost = estimate(spec, first, parameters)
     findings = {
-        "study": spec.name, "digest": spec.digest, "threat_model": spec.threat_model,
+        "study": spec.name,
+        "digest": spec.digest,
+        "threat_model": spec.threat_model,
         "models": {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()},
-        "parts": first.disjointness["sizes"], "near_duplicates": first.disjointness["near_duplicates"],
-        "cells": cost.cells, "steps_at_most": cost.steps, "more_after_search": cost.waiting_for_search,
-        "minutes": round(cost.seconds / 60, 1), "memory_gb": round(cost.memory_bytes / 1e9, 2),
-        "workers": spec.runtime.workers, "attainable": attainable(spec),
-    }  # fmt: skip
+        "parts": first.disjointness["sizes"],
+        "near_duplicates": first.disjointness["near_duplicates"],
+        "cells": cost.cells,
+        "steps_at_most": cost.steps,
+        "more_after_search": cost.waiting_for_search,
+        "minutes": round(cost.seconds / 60, 1),
+        "memory_gb": round(cost.memory_bytes / 1e9, 2),
+        "workers": spec.runtime.workers,
+        "attainable": attainable(spec),
+    }
     if as_json:
         print_json(findings)
         return
@@ -51,9 +63,14 @@ def check_command(
     out.print("text: " + ", ".join(f"{a} {n}" for a, n in findings["parts"].items()), markup=False)
     if findings["near_duplicates"]:
         out.print(
-            "near-duplicates: " + ", ".join(f"{a}: {n}" for a, n in findings["near_duplicates"].items()), markup=False
+            "near-duplicates: "
+            + ", ".join(f"{a}: {n}" for a, n in findings["near_duplicates"].items()),
+            markup=False,
         )
     more = ", and the confirmations of a search" if cost.waiting_for_search else ""
-    out.print(f"work: {cost.cells} cells{more}, at most {cost.steps} steps; about {findings['minutes']} minutes with "
-              f"{spec.runtime.workers} worker(s) on this machine, {findings['memory_gb']} GB (rough)", markup=False)  # fmt: skip
+    out.print(
+        f"work: {cost.cells} cells{more}, at most {cost.steps} steps; about {findings['minutes']} minutes with "
+        f"{spec.runtime.workers} worker(s) on this machine, {findings['memory_gb']} GB (rough)",
+        markup=False,
+    )
     out.print(f"best verdict attainable: {findings['attainable']}", markup=False)

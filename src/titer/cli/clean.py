@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 
 def clean_command(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    models: Annotated[bool, typer.Option(help="Also the defended models kept for unfinished cells.")] = False,
+    models: Annotated[
+        bool, typer.Option(help="Also the defended models kept for unfinished cells.")
+    ] = False,
 ) -> None:
     """Delete what interrupted runs left behind.
 

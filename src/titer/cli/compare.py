@@ -15,15 +15,19 @@ def register(app: typer.Typer) -> None:
 
 
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories; one with several candidates is enough.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories; one with several candidates is enough.")
+    ],
     force: Annotated[
         bool, typer.Option("--force", help="Compare runs that ask different questions, and say so.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare candidates: verdicts side by side, and which of two is better, corrected for how many pairs there are.
+    """Compare candidates: verdicts side by side, and which of two is better, corrected for how many
+    pairs there are.
 
-    Refuses runs whose threat model, φ, battery, construct or harm prompts differ, unless --force is given.
+    Refuses runs whose threat model, φ, battery, construct or harm prompts differ, unless --force is
+    given.
     """
     from titer.records.store import RunStore
     from titer.verdicts.compare import compare
@@ -33,15 +37,26 @@ def compare_command(
         print_json(made.model_dump(mode="json"))
         return
     if made.differences:
-        out.print("Forced: these runs ask different questions, so no line below is a fair comparison.", markup=False)
+        out.print(
+            "Forced: these runs ask different questions, so no line below is a fair comparison.",
+            markup=False,
+        )
     for text in (*made.differences, *made.remarks):
         out.print(f"! {text}", markup=False)
     for c in made.sides:
         limit = "no lower limit" if c.titer_lower is None else f"titer ≥ {c.titer_lower} steps"
-        out.print(f"{c.name}: {c.overall}; {limit}, worst attack {c.worst_attack or 'none'}; stability {c.stability}, generalization "
-                  f"{c.generalization}, trainability {c.trainability}", markup=False)  # fmt: skip
+        out.print(
+            f"{c.name}: {c.overall}; {limit}, worst attack {c.worst_attack or 'none'}; stability {c.stability}, generalization "
+            f"{c.generalization}, trainability {c.trainability}",
+            markup=False,
+        )
     tests = len(made.attacks)
-    out.print(f"Pairwise, α = {made.alpha:g} over each family ({tests} tests, Holm; {len(made.worst)} ratios and "
-              f"{len(made.benchmarks)} differences, Bonferroni):", markup=False)  # fmt: skip
-    for text in (p.statement for family in (made.worst, made.attacks, made.benchmarks) for p in family):
+    out.print(
+        f"Pairwise, α = {made.alpha:g} over each family ({tests} tests, Holm; {len(made.worst)} ratios and "
+        f"{len(made.benchmarks)} differences, Bonferroni):",
+        markup=False,
+    )
+    for text in (
+        p.statement for family in (made.worst, made.attacks, made.benchmarks) for p in family
+    ):
         out.print(f"- {text}", markup=False)

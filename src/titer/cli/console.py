@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 class _Plain(Console):
-    """A console that no text from a study or a model can take over: control characters are written out."""
+    """A console that no text from a study or a model can take over: control characters are written
+    out.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(visible(o) if isinstance(o, str) else o for o in objects), **options)
@@ -39,23 +41,43 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str, int, float, int, float], None]]:
-    """A report function for `runners.execute.run`: a bar with the time left; lines if nobody watches; nothing if quiet."""
+    """A report function for `runners.execute.run`: a bar with the time left; lines if nobody
+    watches; nothing if quiet.
+    """
     if quiet:
         yield lambda *_: None
         return
     if not err.is_terminal:
-        yield lambda what, done, spent, cells, total: err.print(f"{done}/{cells} cells  {what}", markup=False)
+        yield lambda what, done, spent, cells, total: err.print(
+            f"{done}/{cells} cells  {what}", markup=False
+        )
         return
     rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    columns = (TextColumn("{task.fields[cells]}"), BarColumn(bar_width=16), TimeElapsedColumn(), TextColumn("left"),
-               TimeRemainingColumn(), TextColumn("{task.description}", table_column=rest, markup=False))  # fmt: skip
-    with Progress(*columns, console=err, refresh_per_second=2, speed_estimate_period=600, expand=True) as bar:
+    columns = (
+        TextColumn("{task.fields[cells]}"),
+        BarColumn(bar_width=16),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=rest, markup=False),
+    )
+    with Progress(
+        *columns, console=err, refresh_per_second=2, speed_estimate_period=600, expand=True
+    ) as bar:
         tasks: list[Any] = []
 
         def report(what: str, done: int, spent: float, cells: int, total: float) -> None:
-            if not tasks:  # not before: a study that is refused should not leave half a bar above the message
+            if (
+                not tasks
+            ):  # not before: a study that is refused should not leave half a bar above the message
                 tasks.append(bar.add_task("", total=None, cells=""))
-            bar.update(tasks[0], description=what, completed=spent, total=total, cells=f"{done}/{cells} cells")
+            bar.update(
+                tasks[0],
+                description=what,
+                completed=spent,
+                total=total,
+                cells=f"{done}/{cells} cells",
+            )
 
         yield report
 
@@ -66,24 +88,43 @@ CONDITIONS = ("resistance", "stability", "generalization", "trainability")
 def verdict_table(verdict: StudyVerdict) -> Table:
     """One row per candidate: overall, the four conditions, the titer's lower limit."""
     table = Table(title=_title(verdict), title_justify="left")
-    for name in ("candidate", "overall", "resistance", "titer ≥ (steps)", "worst attack", *CONDITIONS[1:]):
+    for name in (
+        "candidate",
+        "overall",
+        "resistance",
+        "titer ≥ (steps)",
+        "worst attack",
+        *CONDITIONS[1:],
+    ):
         table.add_column(name, no_wrap=True)
     for c in (verdict.control, *verdict.candidates):
         r = c.resistance
-        table.add_row(c.name, c.overall, r.status, "—" if r.titer_lower is None else str(r.titer_lower),
-                      r.worst_attack or "—", c.stability.status, c.generalization.status, c.trainability.status)  # fmt: skip
+        table.add_row(
+            c.name,
+            c.overall,
+            r.status,
+            "—" if r.titer_lower is None else str(r.titer_lower),
+            r.worst_attack or "—",
+            c.stability.status,
+            c.generalization.status,
+            c.trainability.status,
+        )
     return table
 
 
 def verdict_blocks(verdict: StudyVerdict) -> str:
-    """What the table says as a few lines per candidate, none longer than its names require: for narrow terminals."""
+    """What the table says as a few lines per candidate, none longer than its names require: for
+    narrow terminals.
+    """
     lines = [_title(verdict)]
     for c in (verdict.control, *verdict.candidates):
         lines += ["", f"{c.name}: {c.overall}"]
         for condition in CONDITIONS:
             lines.append(f"  {condition:14}  {getattr(c, condition).status}")
         r = c.resistance
-        lines.append(f"  {'titer':14}  {'—' if r.titer_lower is None else f'≥ {r.titer_lower} steps'}")
+        lines.append(
+            f"  {'titer':14}  {'—' if r.titer_lower is None else f'≥ {r.titer_lower} steps'}"
+        )
         if r.worst_attack:
             lines.append(f"  {'worst attack':14}  {r.worst_attack}")
     return "\n".join(lines)

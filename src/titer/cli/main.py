@@ -6,7 +6,8 @@ import os
 import sys
 from typing import Any
 
-# Read when the libraries are imported: models are loaded quietly, tokenizers do not start threads of their own.
+# Read when the libraries are imported: models are loaded quietly, tokenizers do not start threads
+# of their own.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,7 +15,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 from pydantic import ValidationError
 
-from titer.cli import audit, catalogue, check, clean, compare, evaluate, judge, power, report, run, single
+from titer.cli import (
+    audit,
+    catalogue,
+    check,
+    clean,
+    compare,
+    evaluate,
+    judge,
+    power,
+    report,
+    run,
+    single,
+)
 from titer.cli.console import say_error
 from titer.errors import TiterError
 
@@ -29,12 +42,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (run, evaluate, check, power, judge, audit, compare, report, catalogue, single, clean):
+for module in (
+    run,
+    evaluate,
+    check,
+    power,
+    judge,
+    audit,
+    compare,
+    report,
+    catalogue,
+    single,
+    clean,
+):
     module.register(app)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
     if version:
         import titer
 
@@ -43,8 +70,9 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 (work failed), 2 (wrong usage), 3 (a required guideline is
-    not met), 130 (interrupted)."""
+    """Run the command line; returns the exit status: 0, 1 (work failed), 2 (wrong usage), 3 (a
+    required guideline is not met), 130 (interrupted).
+    """
     try:
         result = app(args=arguments, standalone_mode=False)
         status = result if isinstance(result, int) else 0
@@ -67,8 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:  # a file or directory of the user's that cannot be read or written: not a bug of ours
-        say_error(f"{error.strerror or error}: {error.filename or 'a file'}. To do: check the path, its permissions and "
-                  "the space on the disk.")  # fmt: skip
+        say_error(
+            f"{error.strerror or error}: {error.filename or 'a file'}. To do: check the path, its permissions and "
+            "the space on the disk."
+        )
         status = 1
     if arguments is None:
         sys.exit(status)
@@ -79,7 +109,9 @@ def _usage(error: Any) -> str:
     """What the parser complains about, in one line, with where to read on."""
     message = error.format_message().replace("Value error, ", "").rstrip(".")
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":  # no command was named: its message is the whole help
+    if (
+        type(error).__name__ == "NoArgsIsHelpError"
+    ):  # no command was named: its message is the whole help
         return message
     cause = error.__cause__
     found = f" Found: {cause.errors()[0]['input']!r}." if isinstance(cause, ValidationError) else ""

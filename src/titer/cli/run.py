@@ -17,35 +17,67 @@ def register(app: typer.Typer) -> None:
 
 def run_command(
     study: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in study.")],
-    run: Annotated[Path | None, typer.Option("--run", help="Run directory (default: runs/NAME).")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run directory (default: runs/NAME).")
+    ] = None,
     reuse: Annotated[
         list[Path] | None, typer.Option(help="Take finished records over from this run directory.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes (overrides the study).")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (overrides the study).")] = None,
-    transcripts: Annotated[bool, typer.Option(help="Keep what models say, in RUN/transcripts.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes (overrides the study).")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads per worker (overrides the study).")
+    ] = None,
+    transcripts: Annotated[
+        bool, typer.Option(help="Keep what models say, in RUN/transcripts.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
-    """Run a study to its end, judge it and write the report. The same command resumes what was interrupted."""
+    """Run a study to its end, judge it and write the report. The same command resumes what was
+    interrupted.
+    """
     from titer.study import load_study
 
     spec = load_study(study)
-    perform(spec, run or Path("runs") / spec.name, reuse=reuse, workers=workers, threads=threads,
-            transcripts=transcripts, quiet=quiet, as_json=as_json)  # fmt: skip
+    perform(
+        spec,
+        run or Path("runs") / spec.name,
+        reuse=reuse,
+        workers=workers,
+        threads=threads,
+        transcripts=transcripts,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
-def perform(study, directory: Path, *, reuse, workers, threads, transcripts, quiet, as_json) -> None:
+def perform(
+    study, directory: Path, *, reuse, workers, threads, transcripts, quiet, as_json
+) -> None:
     """Run, judge, report, print; shared with `evaluate`."""
     import titer
 
     for other in reuse or ():
         if not (other / "cells").is_dir():  # a misspelt path would silently do all work anew
-            raise UsageError("there are no records to reuse", field="--reuse", value=str(other),
-                             expected="a run directory", remedy="check the path")  # fmt: skip
+            raise UsageError(
+                "there are no records to reuse",
+                field="--reuse",
+                value=str(other),
+                expected="a run directory",
+                remedy="check the path",
+            )
     with progress(quiet or as_json) as report:
-        titer.run(study, directory, reuse=tuple(reuse or ()), workers=workers, threads=threads,
-                  keep_transcripts=transcripts, report=report)  # fmt: skip
+        titer.run(
+            study,
+            directory,
+            reuse=tuple(reuse or ()),
+            workers=workers,
+            threads=threads,
+            keep_transcripts=transcripts,
+            report=report,
+        )
     verdict = titer.judge(directory)
     paths = titer.write_report(directory)
     if as_json:

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 class Example:
     """One prompt with the answers known for it.
 
-    `response` is what an attacker (or, for harmless text, anybody) wants to hear: the right answer, or content-free
-    compliance. `refusal` is what the defender wants to hear. `choices`/`answer` serve multiple-choice benchmarks;
-    `text` alone serves perplexity. `domain` is the harm (or task) domain the splits and the matrix go by.
+    `response` is what an attacker (or, for harmless text, anybody) wants to hear: the right answer,
+    or content-free compliance. `refusal` is what the defender wants to hear. `choices`/`answer`
+    serve multiple-choice benchmarks; `text` alone serves perplexity. `domain` is the harm (or task)
+    domain the splits and the matrix go by.
     """
 
     prompt: str = ""
@@ -29,24 +30,31 @@ class Example:
 
     @property
     def key(self) -> str:
-        """12 hex digits naming what is asked, not what is answered: two examples overlap exactly iff keys are equal."""
+        """12 hex digits naming what is asked, not what is answered: two examples overlap exactly
+        iff keys are equal.
+        """
         asked = " ".join((self.prompt or self.text or "").split()).casefold()
         return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class SourceText:
-    """What a source returns: the examples and where they came from (package, version, sha256, licence ...)."""
+    """What a source returns: the examples and where they came from (package, version, sha256,
+    licence ...).
+    """
 
     examples: tuple[Example, ...]
     provenance: dict[str, str] = field(default_factory=dict)
 
 
 SourceFunction = Callable[..., SourceText]
-"""A source is a function of keyword options (strings, numbers, lists) that returns a `SourceText`."""
+"""A source is a function of keyword options (strings, numbers, lists) that returns a `SourceText`.
+"""
 
 
 def digest_of(examples: Sequence[Example]) -> str:
     """sha256 (16 hex digits) over the full content and order of a list of examples."""
-    body = json.dumps([asdict(e) for e in examples], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    body = json.dumps(
+        [asdict(e) for e in examples], sort_keys=True, ensure_ascii=False, separators=(",", ":")
+    )
     return hashlib.sha256(body.encode()).hexdigest()[:16]

@@ -19,7 +19,8 @@ def _terms(text: str) -> list[str]:
 
 
 def tfidf(texts: Sequence[str]) -> sparse.csr_matrix:
-    """Rows of unit length over word 1- and 2-grams: tf · (ln((1 + N)/(1 + df)) + 1), N texts, df texts with the term.
+    """Rows of unit length over word 1- and 2-grams: tf · (ln((1 + N)/(1 + df)) + 1), N texts, df
+    texts with the term.
 
     The smoothed weighting of scikit-learn's TfidfVectorizer.
     """
@@ -43,7 +44,9 @@ def _weighted(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.diags(1 / np.where(norms > 0, norms, 1)) @ matrix
 
 
-def near_duplicates(first: Sequence[str], second: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
+def near_duplicates(
+    first: Sequence[str], second: Sequence[str], threshold: float
+) -> list[tuple[int, int, float]]:
     """(i, j, cosine) for every pair first[i], second[j] whose TF-IDF cosine exceeds `threshold`."""
     if not first or not second:
         return []
@@ -56,14 +59,20 @@ def near_duplicates(first: Sequence[str], second: Sequence[str], threshold: floa
     ]
 
 
-def near_between(parts: Mapping[str, Sequence[str]], threshold: float) -> dict[tuple[str, str], int]:
-    """For every two parts, how many texts of the second nearly repeat one of the first, as `near_duplicates` finds them.
+def near_between(
+    parts: Mapping[str, Sequence[str]], threshold: float
+) -> dict[tuple[str, str], int]:
+    """For every two parts, how many texts of the second nearly repeat one of the first, as
+    `near_duplicates` finds them.
 
     Terms are counted once instead of once per pair, which is nearly all of the work.
     """
     counts = _counted([text for part in parts.values() for text in part])
     ends = np.cumsum([len(part) for part in parts.values()])
-    rows = {name: counts[end - len(part) : end] for (name, part), end in zip(parts.items(), ends, strict=True)}
+    rows = {
+        name: counts[end - len(part) : end]
+        for (name, part), end in zip(parts.items(), ends, strict=True)
+    }
     found = {}
     for (a, first), (b, second) in combinations(rows.items(), 2):
         both = _weighted(sparse.vstack([first, second], format="csr")).tocsr()
@@ -72,7 +81,9 @@ def near_between(parts: Mapping[str, Sequence[str]], threshold: float) -> dict[t
     return found
 
 
-def drop_near(examples: Sequence[Example], against: Sequence[Example], threshold: float) -> tuple[Example, ...]:
+def drop_near(
+    examples: Sequence[Example], against: Sequence[Example], threshold: float
+) -> tuple[Example, ...]:
     """The examples whose text is not a near-duplicate of any in `against`."""
     pairs = near_duplicates([asked(e) for e in examples], [asked(e) for e in against], threshold)
     near = {i for i, _, _ in pairs}

@@ -21,7 +21,8 @@ from titer.study.spec import Pool, Study
 class Pools:
     """All text of a study. Building it loads every source, which may fetch packages.
 
-    Raises StudyError (too few examples, a domain without data), OverlapError (an example in two pools), AssetError.
+    Raises StudyError (too few examples, a domain without data), OverlapError (an example in two
+    pools), AssetError.
     """
 
     def __init__(self, study: Study) -> None:
@@ -47,9 +48,13 @@ class Pools:
         names = {old: new for new, merged in pool.merge.items() for old in merged}
         unknown = set(names) - {e.domain for e in examples}
         if unknown:
-            raise StudyError("a domain to be merged has no data", field=f"pools.{name}.merge", value=sorted(unknown)[0],
-                             expected=f"one of {', '.join(sorted({e.domain for e in examples}))}",
-                             remedy="correct the name, or remove it")  # fmt: skip
+            raise StudyError(
+                "a domain to be merged has no data",
+                field=f"pools.{name}.merge",
+                value=sorted(unknown)[0],
+                expected=f"one of {', '.join(sorted({e.domain for e in examples}))}",
+                remedy="correct the name, or remove it",
+            )
         result = tuple(replace(e, domain=names.get(e.domain, e.domain)) for e in examples)
         if pool.respond == "content_free":
             result = content_free_compliance(result)
@@ -57,7 +62,9 @@ class Pools:
             result = refusals(result, seed=pool.shuffle)
         return result
 
-    def _without_near(self, name: str, pool: Pool, raw: dict[str, tuple[Example, ...]]) -> tuple[Example, ...]:
+    def _without_near(
+        self, name: str, pool: Pool, raw: dict[str, tuple[Example, ...]]
+    ) -> tuple[Example, ...]:
         examples = raw[name]
         for other in pool.drop_near:
             if other == name:
@@ -74,24 +81,38 @@ class Pools:
             shared = exact_overlap(first, second)
             if shared:
                 raise OverlapError(
-                    f"pools {a!r} and {b!r} share {len(shared)} examples exactly", field=f"pools.{a}, pools.{b}",
-                    value=f"{len(shared)} shared", expected="no shared example: what trains must not judge",
+                    f"pools {a!r} and {b!r} share {len(shared)} examples exactly",
+                    field=f"pools.{a}, pools.{b}",
+                    value=f"{len(shared)} shared",
+                    expected="no shared example: what trains must not judge",
                     remedy=f"add `drop_near: [{a}]` to pool {b}, or take both uses from parts of one pool",
-                )  # fmt: skip
+                )
 
     def part(self, address: str, domains: Sequence[str] | None = None) -> tuple[Example, ...]:
-        """The examples of `pool/part`, restricted to `domains`. Raises StudyError if a domain has none."""
+        """The examples of `pool/part`, restricted to `domains`. Raises StudyError if a domain has
+        none.
+        """
         examples = self._parts[address]
         if domains is None:
             return examples
         if not domains:
-            raise StudyError("an empty list of domains leaves no text", field=f"domains of {address}", value=list(domains),
-                             expected="at least one domain", remedy="name some, or leave the field out for all")  # fmt: skip
+            raise StudyError(
+                "an empty list of domains leaves no text",
+                field=f"domains of {address}",
+                value=list(domains),
+                expected="at least one domain",
+                remedy="name some, or leave the field out for all",
+            )
         for domain in domains:
             if not any(e.domain == domain for e in examples):
                 known = sorted({e.domain for e in examples})
-                raise StudyError("a harm domain has no data in this part", field=f"domains of {address}", value=domain,
-                                 expected=f"one of {', '.join(known)}", remedy="correct the name, or enlarge the part")  # fmt: skip
+                raise StudyError(
+                    "a harm domain has no data in this part",
+                    field=f"domains of {address}",
+                    value=domain,
+                    expected=f"one of {', '.join(known)}",
+                    remedy="correct the name, or enlarge the part",
+                )
         return tuple(e for e in examples if e.domain in domains)
 
     def digest(self, address: str, domains: Sequence[str] | None = None) -> str:
@@ -103,7 +124,8 @@ class Pools:
     def draw(
         self, address: str, *, count: int | None, seed: int, domains: Sequence[str] | None = None
     ) -> tuple[Example, ...]:
-        """`count` examples drawn without replacement by `seed` (all, in the part's order, if count is None).
+        """`count` examples drawn without replacement by `seed` (all, in the part's order, if count
+        is None).
 
         Raises StudyError if the part holds fewer.
         """
@@ -111,15 +133,22 @@ class Pools:
         if count is None:
             return examples
         if count > len(examples):
-            raise StudyError("the part is smaller than what is drawn from it", field=f"examples of {address}",
-                             value=count, expected=f"at most {len(examples)}",
-                             remedy="draw fewer, or enlarge the part")  # fmt: skip
-        chosen = np.random.default_rng([seed, 20_241]).choice(len(examples), size=count, replace=False)
+            raise StudyError(
+                "the part is smaller than what is drawn from it",
+                field=f"examples of {address}",
+                value=count,
+                expected=f"at most {len(examples)}",
+                remedy="draw fewer, or enlarge the part",
+            )
+        chosen = np.random.default_rng([seed, 20_241]).choice(
+            len(examples), size=count, replace=False
+        )
         return tuple(examples[i] for i in chosen)
 
     def disjointness(self) -> dict[str, Any]:
-        """Proof for the record: sizes, exact overlaps (counted; none, by construction), near-duplicates by pair: how
-        many of the second part's examples nearly repeat one of the first's. Invented text is all alike and left out.
+        """Proof for the record: sizes, exact overlaps (counted; none, by construction),
+        near-duplicates by pair: how many of the second part's examples nearly repeat one of the
+        first's. Invented text is all alike and left out.
         """
         if self._proof is None:  # planning asks again and again, and the text does not change
             self._proof = self._compare_parts()
@@ -154,12 +183,18 @@ def _first_of_each(examples: tuple[Example, ...], threshold: float) -> tuple[Exa
 
 
 def _cut(name: str, pool: Pool, examples: tuple[Example, ...]) -> dict[str, tuple[Example, ...]]:
-    """Parts in declared order from one seeded shuffle that spreads every domain evenly over its length."""
+    """Parts in declared order from one seeded shuffle that spreads every domain evenly over its
+    length.
+    """
     wanted = sum(pool.parts.values())
     if wanted > len(examples):
-        raise StudyError(f"pool {name!r} has too little text", field=f"pools.{name}.parts", value=pool.parts,
-                         expected=f"at most {len(examples)} examples in all (source {pool.source!r})",
-                         remedy="make the parts smaller, or take a larger source")  # fmt: skip
+        raise StudyError(
+            f"pool {name!r} has too little text",
+            field=f"pools.{name}.parts",
+            value=pool.parts,
+            expected=f"at most {len(examples)} examples in all (source {pool.source!r})",
+            remedy="make the parts smaller, or take a larger source",
+        )
     generator = np.random.default_rng([pool.shuffle, 7])
     order = list(generator.permutation(len(examples)))
     totals: dict[str, int] = {}

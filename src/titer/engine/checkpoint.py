@@ -1,9 +1,11 @@
-"""A rolling checkpoint of one running cell: safetensors for tensors, JSON for the rest, replaced atomically.
+"""A rolling checkpoint of one running cell: safetensors for tensors, JSON for the rest, replaced
+atomically.
 
-Half-attacked weights are a hazard, so there is at most one per running cell, it is written no oftener than every
-`every_s` seconds, and it is deleted when the cell completes; orphans are purged at the next start and by `titer clean`.
-A checkpoint is believed only if both files are as they were written (checksums) and the same versions of titer and torch
-read it: going on from anything else could give other numbers, starting over never does.
+Half-attacked weights are a hazard, so there is at most one per running cell, it is written no
+oftener than every `every_s` seconds, and it is deleted when the cell completes; orphans are purged
+at the next start and by `titer clean`. A checkpoint is believed only if both files are as they were
+written (checksums) and the same versions of titer and torch read it: going on from anything else
+could give other numbers, starting over never does.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ EVERY_S = 600.0
 
 
 def pack(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Split a nested state into JSON (tensors replaced by {"__tensor__": name}) and a flat dict of tensors."""
+    """Split a nested state into JSON (tensors replaced by {"__tensor__": name}) and a flat dict of
+    tensors.
+    """
     tensors: dict[str, torch.Tensor] = {}
 
     def walk(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            # Numbered, because names joined from keys need not be distinct: "a/b" and "b" within "a".
+            # Numbered, because names joined from keys need not be distinct: "a/b" and "b" within
+            # "a".
             name = str(len(tensors))
             tensors[name] = value.detach().cpu().contiguous().clone()
             return {"__tensor__": name}
@@ -58,7 +63,9 @@ def unpack(skeleton: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 class Rolling:
-    """The checkpoint of one cell in `directory` (owned by it). every_s: least seconds between two writes."""
+    """The checkpoint of one cell in `directory` (owned by it). every_s: least seconds between two
+    writes.
+    """
 
     def __init__(self, directory: Path, *, every_s: float = EVERY_S) -> None:
         self.directory, self.every_s = directory, every_s
@@ -80,8 +87,13 @@ class Rolling:
                 self.directory.rename(old)
             fresh.rename(self.directory)
         except SafetensorError as error:  # how safetensors reports that a file cannot be written
-            raise StorageError("a checkpoint could not be written", field="run directory", value=str(self.directory),
-                               expected="space on the disk", remedy="free space and give the same command again") from error  # fmt: skip
+            raise StorageError(
+                "a checkpoint could not be written",
+                field="run directory",
+                value=str(self.directory),
+                expected="space on the disk",
+                remedy="free space and give the same command again",
+            ) from error
         except OSError as error:
             raise storage_error(error, self.directory) from error
         finally:
@@ -97,7 +109,9 @@ class Rolling:
             if stored["seal"] != _seal(stored["state"], tensors):
                 return None
             return unpack(stored["state"], load_file(tensors))
-        except Exception:  # safetensors raises its own kinds; a damaged checkpoint only means starting over
+        except (
+            Exception
+        ):  # safetensors raises its own kinds; a damaged checkpoint only means starting over
             return None
 
     def delete(self) -> None:

@@ -18,18 +18,22 @@ PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy
 
 def environment(device: torch.device) -> Environment:
     """Versions, processor, device and threads of this process."""
-    # Threads may be set anew between two runs in one process; the rest stays, and is slow to find out.
+    # Threads may be set anew between two runs in one process; the rest stays, and is slow to find
+    # out.
     return _unchanging(device).model_copy(update={"threads": torch.get_num_threads()})
 
 
 @lru_cache(maxsize=4)
 def _unchanging(device: torch.device) -> Environment:
     return Environment(
-        titer=titer.__version__, git=_git(), python=platform.python_version(),
-        platform=f"{platform.system()} {platform.machine()}", cpu=_cpu(),
+        titer=titer.__version__,
+        git=_git(),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         packages={n: v for n in PACKAGES if (v := _version(n))},
-    )  # fmt: skip
+    )
 
 
 def _version(name: str) -> str | None:
@@ -40,13 +44,19 @@ def _version(name: str) -> str | None:
 
 
 def _git() -> str | None:
-    """Revision of the working copy titer is imported from, '+' if it has local changes; None outside one."""
+    """Revision of the working copy titer is imported from, '+' if it has local changes; None
+    outside one.
+    """
     folder = Path(titer.__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True
+        )
         if head.returncode:
             return None
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True
+        )
         return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
     except OSError:
         return None

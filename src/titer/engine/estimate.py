@@ -1,4 +1,6 @@
-"""What a plan will cost, before any of it is done: cells, steps, time, memory. Rough on purpose, and said so."""
+"""What a plan will cost, before any of it is done: cells, steps, time, memory. Rough on purpose,
+and said so.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,19 @@ from titer.study.cell import Cell, Plan
 from titer.study.spec import Study
 
 STEP_OVERHEAD_S = 0.008
-"""Seconds of a step that do not shrink with the model (Python, optimizer, kernel launches), one CPU thread."""
+"""Seconds of a step that do not shrink with the model (Python, optimizer, kernel launches), one CPU
+thread.
+"""
 CELL_OVERHEAD_S = 0.3
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """cells, steps: counts, upper limits (a broken model stops early; searched confirmations are counted once found).
+    """cells, steps: counts, upper limits (a broken model stops early; searched confirmations are
+    counted once found).
 
-    seconds: wall time with the study's workers on this machine; memory_bytes: of all workers together.
+    seconds: wall time with the study's workers on this machine; memory_bytes: of all workers
+    together.
     """
 
     cells: int
@@ -29,17 +35,30 @@ class Estimate:
     waiting_for_search: bool
 
 
-def estimate(study: Study, plan: Plan, parameters: int, *, throughput: float | None = None) -> Estimate:
-    """Estimate a plan for models of `parameters` weights. throughput: FLOP/s of one worker; measured if omitted."""
+def estimate(
+    study: Study, plan: Plan, parameters: int, *, throughput: float | None = None
+) -> Estimate:
+    """Estimate a plan for models of `parameters` weights. throughput: FLOP/s of one worker;
+    measured if omitted.
+    """
     runtime = study.runtime
     rate = throughput or matmul_throughput(runtime.precision, runtime.threads)
     seconds = sum(_seconds(p.cell, parameters, rate) for p in plan.cells)
-    # weights, gradient and two AdamW moments in fp32, copies of a small starting model, activations of one batch
-    one_worker = 16.0 * parameters + min(8.0 * parameters, 5e8) + 3e8 + 64.0 * parameters**0.5 * runtime.max_length * 32
+    # weights, gradient and two AdamW moments in fp32, copies of a small starting model, activations
+    # of one batch
+    one_worker = (
+        16.0 * parameters
+        + min(8.0 * parameters, 5e8)
+        + 3e8
+        + 64.0 * parameters**0.5 * runtime.max_length * 32
+    )
     return Estimate(
-        cells=len(plan.cells), steps=sum(p.cell.steps for p in plan.cells), seconds=seconds / runtime.workers,
-        memory_bytes=one_worker * runtime.workers, waiting_for_search=not plan.complete,
-    )  # fmt: skip
+        cells=len(plan.cells),
+        steps=sum(p.cell.steps for p in plan.cells),
+        seconds=seconds / runtime.workers,
+        memory_bytes=one_worker * runtime.workers,
+        waiting_for_search=not plan.complete,
+    )
 
 
 def _seconds(cell: Cell, parameters: int, rate: float) -> float:
@@ -52,16 +71,22 @@ def _seconds(cell: Cell, parameters: int, rate: float) -> float:
     tokens = settings.get("batch_size", 0) * texts * cell.max_length * 0.7
     flops = cell.steps * 6.0 * parameters * tokens
     for measure in cell.measures:
-        times = {"probes": max(1, len(cell.probes)), "ends": 2, "suspected_breach": max(1, len(cell.probes) // 2)}[
-            measure.at
-        ]
-        per_item = 48 + 4.0 * measure.settings.get("max_new_tokens", 0)  # decoding is slower per token than reading
+        times = {
+            "probes": max(1, len(cell.probes)),
+            "ends": 2,
+            "suspected_breach": max(1, len(cell.probes) // 2),
+        }[measure.at]
+        per_item = 48 + 4.0 * measure.settings.get(
+            "max_new_tokens", 0
+        )  # decoding is slower per token than reading
         flops += times * (measure.text.examples or 100) * per_item * 2.0 * parameters
     return flops / rate + cell.steps * STEP_OVERHEAD_S + CELL_OVERHEAD_S
 
 
 def matmul_throughput(precision: str, threads: int) -> float:
-    """FLOP/s of a 512×512×2048 product with `threads` threads, halved: what training reaches of it in practice."""
+    """FLOP/s of a 512×512×2048 product with `threads` threads, halved: what training reaches of it
+    in practice.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

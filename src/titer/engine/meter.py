@@ -1,85 +1,243 @@
-"""What a method costs, counted from outside by hooks: steps, examples, tokens, FLOPs, seconds.
+"""What a method costs, counted from outside: steps, examples, tokens, FLOPs, seconds, judge calls.
 
-FLOPs of a forward pass over B×T positions: 2·P·B·T for the weight matrices (P = sum of in·out over all linear layers,
-adapters and vocabulary projection included) plus 4·L·D·B·T² for attention scores and values (no halving for the causal
-mask: the kernels used here compute the full square). A backward pass adds 2·P for the gradients of activations and
-2·P_trained for those of weights, and twice the attention. Layers below the lowest trained one are counted although
-autograd may skip them. Kaplan et al. 2020 (arXiv 2001.08361), section 2.1, with the attention term exact. Forward-only
-passes count too. A test compares with torch's own FLOP counter.
+Hooks on every module of the process see whatever model a method calls (its own, a copy, a reference
+model, a judge), whatever part of the output its loss reads; `titer.engine.flops` has the rules of
+what a pass costs. They are there only while something is charged. Work outside modules (an SVD,
+say) is seen in seconds only. A test compares with torch's own counter.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from titer.data.tally import judge_calls
+from titer.engine import flops
 from titer.records.model import Cost
+
+Account = Literal["setup", "step", "search"]
+
+_charging: list[Meter] = []
+"""Meters inside `charging`, innermost last."""
 
 
 class Meter:
-    """Counts while `running()`; probes run with it stopped."""
+    """Counts what happens inside `charging`, and nothing else.
 
-    def __init__(self, model: Any, spent: Cost | None = None) -> None:
-        spent = spent or Cost()
-        self.steps, self.examples, self.tokens = spent.steps, spent.examples, spent.tokens
-        self.flops, self.seconds = spent.flops, spent.seconds
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        config = base.config
-        self._linear = [m for m in base.modules() if isinstance(m, nn.Linear)]
-        self.matrix = sum(m.weight.numel() for m in self._linear)
-        self._attention = 4 * config.num_hidden_layers * config.num_attention_heads * (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )  # fmt: skip
-        self._active = False
-        self._since = 0.0
-        self._trained: int | None = None
-        self._hooks = [
-            base.register_forward_pre_hook(self._before, with_kwargs=True),
-            base.register_forward_hook(self._after),
-        ]
-        self._pending: tuple[int, int] = (0, 0)
+    steps: counted by the engine. spent: where to go on from. exact: torch itself counts the
+    products, so that gradients of gradients and products outside modules are in; such a block
+    takes about four times as long, and its seconds say so.
 
-    def _before(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        if not self._active:
-            return
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        shape = ids.shape if ids is not None else kwargs["inputs_embeds"].shape
-        rows, width = int(shape[0]), int(shape[1])
-        positions = rows * width
-        attention = self._attention * rows * width * width
-        self.flops += 2 * self.matrix * positions + attention
-        self._pending = (positions, attention)
-        if torch.is_grad_enabled():
-            mask = kwargs.get("attention_mask")
-            self.examples += rows
-            self.tokens += int(mask.sum()) if mask is not None else positions
+    While a meter charges inside another's block, the outer one rests: nothing is counted twice.
+    """
 
-    def _after(self, module: Any, args: tuple, output: Any) -> None:
-        if self._active and output.logits.requires_grad:
-            positions, attention = self._pending
-            if self._trained is None:
-                self._trained = sum(m.weight.numel() for m in self._linear if m.weight.requires_grad)
-            cost = 2 * (self.matrix + self._trained) * positions + 2 * attention
+    def __init__(self, spent: Cost | None = None, *, exact: bool = False) -> None:
+        self._spent = spent or Cost()
+        self.steps = self._spent.steps
+        self._exact = exact
+        self._passes = _Passes(modules=not exact)
+        self._flops: dict[Account, int] = {"setup": 0, "step": 0, "search": 0}
+        self._account: Account = "step"
+        self._counter: FlopCounterMode | None = None
+        self._begun: tuple[float, int] | None = None
+        self._seconds = 0.0
+        self._judged = 0
 
-            def backward(gradient: torch.Tensor) -> None:
-                self.flops += cost
-
-            output.logits.register_hook(backward)
-
-    def start(self) -> None:
-        self._active, self._since = True, time.perf_counter()
-
-    def stop(self) -> None:
-        self.seconds += time.perf_counter() - self._since
-        self._active = False
+    @contextmanager
+    def charging(self, account: Account) -> Iterator[None]:
+        """Charge what the block does to an account. Not to be nested in itself."""
+        if self in _charging:
+            raise RuntimeError("this meter is charging already")
+        outer = _charging[-1] if _charging else None
+        if outer:
+            outer._stop()
+        self._account = account
+        self._passes.forget()
+        _charging.append(self)
+        self._start()
+        try:
+            yield
+        finally:
+            self._stop()
+            _charging.pop()
+            if outer:
+                outer._start()
 
     def cost(self) -> Cost:
-        return Cost(steps=self.steps, examples=self.examples, tokens=self.tokens, flops=float(self.flops),
-                    seconds=round(self.seconds, 6))  # fmt: skip
+        """Everything charged so far, what was spent before included."""
+        spent, passes, charged = self._spent, self._passes, dict(self._flops)
+        charged[self._account] += self._flops_of_block()
+        seconds, judged = self._since_start()
+        return Cost(
+            steps=self.steps,
+            examples=spent.examples + passes.examples,
+            tokens=spent.tokens + passes.tokens(gradient=True),
+            forward_tokens=spent.forward_tokens + passes.tokens(gradient=False),
+            flops=spent.flops + sum(charged.values()),
+            setup_flops=spent.setup_flops + charged["setup"],
+            search_flops=spent.search_flops + charged["search"],
+            judge_calls=spent.judge_calls + self._judged + judged,
+            seconds=round(spent.seconds + self._seconds + seconds, 6),
+        )
 
-    def close(self) -> None:
+    def _start(self) -> None:
+        self._begun = time.perf_counter(), judge_calls()
+        self._passes.watch()
+        if self._exact:
+            self._counter = _Torch(display=False, custom_mapping=_kernels())
+            self._counter.__enter__()
+
+    def _stop(self) -> None:
+        if self._counter:
+            self._counter.__exit__(None, None, None)
+        self._passes.look_away()
+        self._flops[self._account] += self._flops_of_block()
+        self._counter, self._passes.flops = None, 0
+        seconds, judged = self._since_start()
+        self._seconds += seconds
+        self._judged += judged
+        self._begun = None
+
+    def _since_start(self) -> tuple[float, int]:
+        if self._begun is None:
+            return 0.0, 0
+        seconds, judged = self._begun
+        return time.perf_counter() - seconds, judge_calls() - judged
+
+    def _flops_of_block(self) -> int:
+        return self._counter.get_total_flops() if self._counter else self._passes.flops
+
+
+class _Passes(flops.Ledger):
+    """The forward passes of transformers models, and what modules cost. examples: rows of passes
+    with gradient.
+    """
+
+    def __init__(self, *, modules: bool) -> None:
+        super().__init__(modules=modules)
+        self.examples = 0
+        self._tokens = {True: 0, False: 0}
+        self._late: dict[tuple[bool, torch.device], Tensor] = {}
+        self._depth = 0
+        self._hooks: list[Any] = []
+
+    def tokens(self, *, gradient: bool) -> int:
+        """Tokens, without padding, of the passes with or without gradient."""
+        late = (int(n) for (with_gradient, _), n in self._late.items() if with_gradient == gradient)
+        return self._tokens[gradient] + sum(late)
+
+    def watch(self) -> None:
+        of_all = nn.modules.module
+        self._hooks = [
+            of_all.register_module_forward_pre_hook(self._before),
+            of_all.register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+        flops.ledgers.append(self)
+
+    def look_away(self) -> None:
+        flops.ledgers.remove(self)
         for hook in self._hooks:
             hook.remove()
+
+    def forget(self) -> None:
+        """What modules that never came to an end (an interrupt) have left behind."""
+        self._depth = 0
+        self.inputs.clear()
+
+    def _before(self, module: nn.Module, args: tuple) -> None:
+        rule = flops.rule_of(module)
+        if rule is flops.attention:
+            self.inputs.append({})
+        elif rule is flops.model:
+            self._depth += 1
+
+    def _after(
+        self, module: nn.Module, args: tuple, kwargs: dict | None, output: Any = None
+    ) -> None:
+        # Of a module that raised, torch tells neither the keyword arguments nor an output.
+        rule = flops.rule_of(module)
+        if rule is None:
+            return
+        ended = kwargs is not None and output is not None
+        if rule is flops.model:
+            if ended and self._depth == 1:  # the outermost: a pass that somebody asked for
+                self._count(args, kwargs or {})
+            self._depth -= self._depth > 0
+            return
+        if ended and self.modules:
+            rule(self, module, args, kwargs or {}, output)
+        if rule is flops.attention and self.inputs:
+            self.inputs.pop()
+
+    def _count(self, args: tuple, kwargs: dict) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        ids = kwargs.get("inputs_embeds") if ids is None else ids
+        if not isinstance(ids, Tensor) or ids.dim() < 2:
+            return
+        gradient, shape = torch.is_grad_enabled(), ids.shape[:2]
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        if gradient:
+            self.examples += shape[0]
+        if not isinstance(mask, Tensor) or mask.shape != shape:
+            self._tokens[gradient] += prod(shape)
+        elif mask.device.type == "cpu":
+            self._tokens[gradient] += int(mask.sum())
+        else:  # looking at an accelerator's number waits for all its work: not before someone asks
+            key = gradient, mask.device
+            self._late[key] = self._late.get(key, 0) + mask.sum()
+
+
+class _Torch(FlopCounterMode):
+    """torch's counter, for the process as a whole. By module, as it comes, it is slower and fails
+    in `autograd.grad` with respect to something that was given to a module.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.mod_tracker: Any = _Whole()
+
+
+class _Whole:
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+def _kernels() -> dict[Any, Callable[..., int]]:
+    """Rules of kernels that torch's counter does not know, and of those where it charges a second
+    computing of the scores: an attack costs the same whichever kernel serves it.
+    """
+    rules: dict[str, Callable[..., int]] = {"_grouped_mm": _grouped}
+    for kernel in ("flash_attention_for_cpu", "fused_attention_overrideable"):
+        rules[f"_scaled_dot_product_{kernel}"] = _attended
+        rules[f"_scaled_dot_product_{kernel}_backward"] = _attended_backward
+    for kernel in ("flash", "efficient", "cudnn"):
+        rules[f"_scaled_dot_product_{kernel}_attention_backward"] = _attended_backward
+    known = torch.ops.aten
+    return {getattr(known, n): rule for n, rule in rules.items() if hasattr(known, n)}
+
+
+def _attended(query: Any, key: Any, value: Any, *rest: Any, **settings: Any) -> int:
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _attended_backward(
+    gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **settings: Any
+) -> int:
+    return 2 * _attended(query, key, value)
+
+
+def _grouped(left: Any, right: Any, *rest: Any, **settings: Any) -> int:
+    """Rows in groups, each with a matrix of its own; also the gradient of these matrices, columns
+    in groups with rows in groups.
+    """
+    return 2 * prod(left) * right[-1]

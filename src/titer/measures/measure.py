@@ -1,5 +1,5 @@
-"""The contract of a measure: a probe that runs a model and collects transcripts, and a score that is a pure function
-of transcripts. Re-scoring a finished run therefore needs no model.
+"""The contract of a measure: what it asks of a model, and a score that is a pure function of the
+model's answers. A finished run can therefore be scored, and judged, again without its model.
 """
 
 from __future__ import annotations
@@ -7,18 +7,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
+from titer.data.bundle import ModelBundle
 from titer.data.examples import Example
-from titer.data.subject import Subject
+from titer.errors import MeasureError
+from titer.judges.cache import JudgementCache, judged
+from titer.judges.judge import Judge
+from titer.measures.ask import ask
+from titer.measures.requests import Own, Request, Transcript
 from titer.records.model import MeasureFacts, Reading
 
-Transcript = dict[str, Any]
-"""What a model did with one example: `key` (the example's), and whatever the score needs. Plain JSON."""
+__all__ = ["Measure", "Transcript", "read", "reading_of", "scored", "transcripts_of"]
 
 
 class Measure(BaseModel, ABC):
@@ -34,45 +36,101 @@ class Measure(BaseModel, ABC):
     def facts(self) -> MeasureFacts:
         """What it measures, in which direction, with which sampling."""
 
-    def needed(self) -> tuple[str, ...]:
-        """What every example it reads must have beside a key: `prompt`, `text`, `response`, `refusal`, `choices`, `answer`."""
-        return ("prompt",)
-
     @abstractmethod
-    def collect(self, subject: Subject, examples: Sequence[Example]) -> list[Transcript]:
-        """One transcript per example, in order. No gradient. Raises MeasureError if an example lacks what it needs."""
+    def request(self) -> Request:
+        """What it asks of the model. Measures with equal requests share the answers."""
 
     @abstractmethod
     def score(self, transcripts: Sequence[Transcript]) -> list[float]:
-        """One outcome per transcript; pure."""
+        """One outcome per transcript, NaN where there is none; pure."""
 
     def aspects(self, transcripts: Sequence[Transcript]) -> dict[str, float]:
-        """Further figures of the same transcripts that flags look at (see `Reading.aspects`); pure, finite, none by default."""
+        """Further figures of the same transcripts that flags look at (see `Reading.aspects`); pure,
+        finite, none by default.
+        """
         return {}
+
+    def judge(self) -> Judge | None:
+        """Who judges the replies before they are scored; None if nobody does."""
+        return None
+
+    def needed(self) -> tuple[str, ...]:
+        """What every example it reads must have beside a key: `prompt`, `text`, `response`,
+        `refusal`, `choices`, `answer`. By default what the request and the judge need.
+        """
+        judge = self.judge()
+        both = (*self.request().needed(), *(judge.needed() if judge else ()))
+        return tuple(dict.fromkeys(both))
+
+    def own_items(self) -> tuple[Example, ...] | None:
+        """The examples of a measure that brings its own data; None: it reads those of the study."""
+        return None
+
+    def collect(self, bundle: ModelBundle, examples: Sequence[Example]) -> list[Transcript]:
+        """Transcripts, one per example in order, by running the model; asked for only if the
+        request is `Own`. Called in evaluation mode without gradient.
+        """
+        raise MeasureError(
+            "the measure does not run the model itself",
+            field="measure",
+            value=self.name,
+            expected="`collect`, if its request is Own()",
+        )
 
     def declare(self, **facts: Any) -> MeasureFacts:
         """MeasureFacts with this measure's identity filled in."""
-        return MeasureFacts(name=self.name, version=self.version, settings=self.model_dump(mode="json"), **facts)
+        return MeasureFacts(
+            name=self.name, version=self.version, settings=self.model_dump(mode="json"), **facts
+        )
 
 
-def wrapped(example: Example, template: str) -> Example:
-    """The example with its prompt put into a template."""
-    if template == "{prompt}":
-        return example
-    return replace(example, prompt=template.replace("{prompt}", example.prompt))
+def transcripts_of(
+    measure: Measure, bundle: ModelBundle, examples: Sequence[Example]
+) -> list[Transcript]:
+    """The model's answers to what a measure asks, one per example, in order; not judged yet.
+
+    The model is in evaluation mode without gradient meanwhile. Raises MeasureError, naming the
+    measure, if an example lacks something or a text does not fit.
+    """
+    request = measure.request()
+    try:
+        if isinstance(request, Own):
+            with bundle.reading():
+                found = measure.collect(bundle, examples)
+        else:
+            found = ask(bundle, examples, request)
+    except MeasureError as error:
+        if error.field is not None:
+            raise
+        raise MeasureError(
+            error.problem,
+            field="measure",
+            value=measure.name,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error
+    if [t["key"] for t in found] != [e.key for e in examples]:
+        raise MeasureError(
+            "the transcripts are not those of the examples, one each and in order",
+            field="measure",
+            value=measure.name,
+            expected=f"the keys of {len(examples)} examples; there are {len(found)} transcripts",
+        )
+    return found
 
 
 def read(
-    measure: Measure, subject: Subject, examples: Sequence[Example], label: str
+    measure: Measure,
+    bundle: ModelBundle,
+    examples: Sequence[Example],
+    label: str,
+    cache: JudgementCache | None = None,
 ) -> tuple[Reading, list[Transcript]]:
-    """Collect and score in evaluation mode, leaving the model's mode as it was."""
-    training = subject.model.training
-    subject.model.eval()
-    try:
-        with torch.no_grad(), subject.autocast():
-            transcripts = measure.collect(subject, examples)
-    finally:
-        subject.model.train(training)
+    """Ask, judge and score for one measure alone. `titer.engine.prober` does it for several."""
+    transcripts = transcripts_of(measure, bundle, examples)
+    judge = measure.judge()
+    if judge is not None:
+        transcripts = judged(judge, transcripts, cache or JudgementCache(None))
     return scored(measure, transcripts, label), transcripts
 
 

@@ -17,16 +17,40 @@ from titer.study.plugins import plugged
 
 @cache
 def measures() -> dict[str, type[Measure]]:
-    """name → class of every measure that is installed. Raises StudyError if a plug-in is not one."""
+    """name → class of every measure that is installed. Bases of measures, which are abstract or
+    have no name of their own, are left out. Raises StudyError if a plug-in is no measure or cannot
+    be imported.
+    """
     found: dict[str, type[Measure]] = {}
     package = importlib.import_module("titer.measures")
     for module in pkgutil.iter_modules(package.__path__):
         loaded = importlib.import_module(f"titer.measures.{module.name}")
         for value in vars(loaded).values():
-            if inspect.isclass(value) and issubclass(value, Measure) and hasattr(value, "name"):
+            if _is_whole(value):
                 found[value.name] = value
-    found.update(plugged("titer.measures", Measure, found))
-    return found
+    try:
+        brought = plugged("titer.measures", Measure, found)
+    except StudyError:
+        raise
+    except Exception as error:  # whatever its import raises
+        raise StudyError(
+            f"a measure that another package brings cannot be imported ({error})",
+            field="titer.measures",
+            value=type(error).__name__,
+            expected="plug-ins that can be imported",
+            remedy="mend or uninstall the plug-in",
+        ) from error
+    return found | {name: cls for name, cls in brought.items() if _is_whole(cls)}
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a measure that can be used: not abstract, and with a name of its own."""
+    return (
+        inspect.isclass(value)
+        and issubclass(value, Measure)
+        and not inspect.isabstract(value)
+        and "name" in vars(value)
+    )
 
 
 def resolve_measure(name: str, settings: dict[str, Any], *, field: str = "measure") -> Measure:
@@ -38,6 +62,19 @@ def resolve_measure(name: str, settings: dict[str, Any], *, field: str = "measur
         return known[name](**settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise StudyError(f"{name}: {first['msg']}", field=f"{field}.settings.{'.'.join(map(str, first['loc']))}",
-                         value=first.get("input"), expected=f"settings among {', '.join(known[name].model_fields)}",
-                         remedy=f"`titer show {name}` lists them") from error  # fmt: skip
+        fields = known[name].model_fields
+        raise StudyError(
+            f"{name}: {first['msg']}",
+            field=f"{field}.settings.{'.'.join(map(str, first['loc']))}",
+            value=first.get("input"),
+            expected=f"settings among {', '.join(f.alias or n for n, f in fields.items())}",
+            remedy=f"`titer show {name}` lists them",
+        ) from error
+    except (StudyError, UnknownNameError) as error:  # from a validator, which knows no study
+        raise type(error)(
+            error.problem,
+            field=f"{field}.settings.{error.field}",
+            value=error.value,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error

@@ -1,130 +1,238 @@
-"""The contract of a method (an attack or a defense).
+"""The contract of a method: an attack, a defense, or the defense of a fine-tuning service.
 
-A method is one frozen settings object: its fields are its hyperparameters, its JSON is its record, its `version`
-changes whenever its numbers would. `start` gives a `Run`, explicit and resumable, that the engine advances one outer
-step at a time. The engine owns budget, probing, stopping and cost; a method never reports its own cost.
+A method is one frozen settings object: its fields are its hyperparameters, its JSON is its record,
+its `version` changes whenever its numbers would. `start` gives a `Run`, explicit and resumable,
+that the engine advances one step at a time. What a method may use comes in one object, `Given`, and
+nothing it does is free: the engine owns budget, probing, stopping and cost.
 
-Shape legend used everywhere: B rows, T tokens, V vocabulary, D hidden size.
+Shape legend used everywhere: B rows, T tokens, V vocabulary, D hidden size, L layers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from titer.data.bundle import ModelBundle
 from titer.data.examples import Example
-from titer.data.subject import Subject
+from titer.data.texts import Texts
+from titer.errors import StudyError
+from titer.study.facts import AttackRole, MethodFacts, MethodKind, Stage
+
+
+class Models:
+    """Further models a method may read: `parent` (what the run starts from), `control` (the study's
+    undefended model), and those the study names under `models`. They are shared: never change one.
+    """
+
+    def __init__(self, loaders: Mapping[str, Callable[[], ModelBundle]]) -> None:
+        self._loaders = dict(loaders)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._loaders
+
+    def frozen(self, name: str) -> ModelBundle:
+        """The model in evaluation mode, its parameters without gradient. Raises StudyError if the
+        method did not declare it in `wants` or the study does not have it."""
+        if name not in self._loaders:
+            raise StudyError(
+                "a method asks for a model it was not given",
+                field="models",
+                value=name,
+                expected=f"one of {', '.join(self._loaders) or 'none'}",
+                remedy="name it in the method's `wants`, and under `models` in the study",
+            )
+        return self._loaders[name]()
+
+
+Reward = Callable[[ModelBundle, Sequence[Example], Sequence[str | None]], list[float]]
+"""(the model that said them, examples, replies) → one number each, higher for more harmful."""
 
 
 @dataclass(frozen=True)
-class MethodData:
-    """The text a method is given, already drawn for its seed. Attack and defense data never share an example."""
+class Given:
+    """Everything a method may use; all of it is metered.
 
-    harmful: tuple[Example, ...] = ()
-    harmless: tuple[Example, ...] = ()
+    model: a copy of the model the run starts from, to be changed at will. text: the method's text,
+    drawn for its seed. models: further models. horizon: how many steps the run will be given; only
+    horizon-dependent schedules look at it. reward: scores replies, for methods that ask for one.
+    """
+
+    model: ModelBundle
+    text: Texts
+    models: Models
+    seed: int
+    horizon: int
+    reward: Reward | None = None
 
 
 @dataclass(frozen=True)
 class StepLog:
-    """What one step did: loss before the step, gradient norm before clipping (0 for an edit), further figures."""
+    """What one step did: loss before the step, gradient norm before clipping, further figures.
 
-    loss: float
-    grad_norm: float
-    other: dict[str, float] = field(default_factory=dict)
+    None: there is none (an edit has no loss). NaN or infinite: it was not finite.
+    """
+
+    loss: float | None = None
+    grad_norm: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Run(Protocol):
-    """Explicit, resumable state. `load_state_dict(state_dict())` continues with identical results.
+    """Explicit, resumable state. `load_state_dict(state_dict())` into a run started alike continues
+    with identical results.
 
-    A state is a nested dict of tensors, numbers, strings, lists and None. Global random state (dropout) is the
+    `model` is asked for before every probe: weights, tokenizer and wording as they are now. `step`
+    takes one outer step, or returns None if nothing is left to do; it is then not asked again. A
+    state is a nested dict of tensors, numbers, strings, lists and None. Global random state is the
     engine's business.
     """
 
-    model: Any
+    def model(self) -> ModelBundle: ...
 
-    def step(self) -> StepLog: ...
+    def step(self) -> StepLog | None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+Objective = Callable[[Any, int], tuple[torch.Tensor, dict[str, float]]]
+"""(model, step index) → scalar loss with graph, further figures to log."""
+
+Gradient = Callable[[Any, int], StepLog]
+"""(model, step index) → log of the step; leaves the gradient in `.grad` of what is trained. A loss is
+the common case (`runs.of_loss`); some methods have a gradient that is the gradient of no loss."""
+
+
 class Method(BaseModel, ABC):
-    """Base of attacks and defenses. Subclass `Attack` or `Defense`, not this."""
+    """Base of all methods. Subclass `Attack`, `Defense` or `ServiceDefense`, not this."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    kind: ClassVar[Literal["attack", "defense"]]
+    kind: ClassVar[MethodKind]
     reference: ClassVar[str]
     """Paper and, where it matters, equation; or 'titer' for our own."""
     cost: ClassVar[str] = "1F+1B per step"
-    """Cost of a step in forward (F) and backward (B) passes, for people; the engine meters the real one."""
+    """Cost of a step in forward (F) and backward (B) passes, for people; the engine meters the real
+    one.
+    """
     needs: ClassVar[tuple[str, ...]] = ()
-    """Which data the method cannot do without: 'harmful.response', 'harmful.refusal', 'harmless.response'."""
+    """Text the method cannot do without: `slot.answer` ('harmful.response'), a slot whose prompts
+    suffice ('harmful'), or an answer that every example of any slot must have ('.response').
+    """
+    wants: ClassVar[tuple[str, ...]] = ()
+    """Further models the method cannot do without, by name; see `Models`."""
+    wants_reward: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    exact_flops: ClassVar[bool] = False
+    """True for second-order methods: their FLOPs are counted operation by operation (about 4 times
+    slower), because hooks on modules do not see the backward pass of a backward pass.
+    """
 
     @abstractmethod
-    def start(self, subject: Subject, data: MethodData, *, seed: int, horizon: int) -> Run:
-        """Begin. subject.model may be changed in place: the caller hands over a copy.
+    def start(self, given: Given) -> Run:
+        """Begin; what is done here is charged as setup. Raises StudyError if the text lacks what
+        `needed` names."""
 
-        horizon: how many steps the run will be given; only horizon-dependent schedules look at it.
-        Raises StudyError if the data lack what `needs` names.
-        """
+    def needed(self) -> tuple[str, ...]:
+        """`needs`, with these settings."""
+        return self.needs
+
+    def wanted(self) -> tuple[str, ...]:
+        """`wants`, with these settings."""
+        return self.wants
 
     def horizon_free(self) -> bool:
-        """True if the first t steps of a run do not depend on its horizon, so that a prefix is a t-step run."""
+        """True if the first t steps of a run do not depend on its horizon, so that a prefix is a
+        t-step run.
+        """
         return getattr(self, "schedule", "constant") == "constant"
 
-    def facts(self) -> dict[str, Any]:
-        """What verdicts may ask about the method without importing it."""
-        return {"kind": self.kind, "version": self.version, "reference": self.reference, "cost": self.cost,
-                "horizon_free": self.horizon_free()}  # fmt: skip
+    def facts(self, slots: Collection[str] = ()) -> MethodFacts:
+        """What verdicts may ask about this method, given text in these slots."""
+        return MethodFacts(
+            kind=self.kind,
+            name=self.name,
+            version=self.version,
+            reference=self.reference,
+            cost=self.cost,
+            horizon_free=self.horizon_free(),
+            trains=self.trains,
+        )
 
 
 class Attack(Method):
-    """A fine-tuning (or weight-editing) procedure an attacker with the weights can run.
-
-    role: `attack` must break the undefended control to be evidence; a `reference` (null attack) is exempt.
-    adapter: trains few parameters beside the weights. mixes_harmless / repairs: see 'collapse' in docs/statistics.md.
+    """A fine-tuning (or weight-editing) procedure an attacker with the weights can run. See
+    `MethodFacts` for the declarations.
     """
 
     kind = "attack"
-    role: ClassVar[Literal["attack", "reference"]] = "attack"
+    role: ClassVar[AttackRole] = "attack"
     adapter: ClassVar[bool] = False
-    mixes_harmless: ClassVar[bool] = False
     repairs: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    rewords: ClassVar[bool] = False
+    """True if the run's model is asked in other words than the one it was handed."""
     starts_as_parent: ClassVar[bool] = False
-    """True if at step 0 the run's model gives exactly the outputs of the model it was handed, so that readings at 0
-    are the same for every seed and attack and are taken once."""
+    """Readings at step 0 are then the same for every seed and attack, and are taken once."""
 
-    def wrap_eval(self, example: Example) -> Example:
-        """How the attacker words a prompt at evaluation; the identity unless the attack trains a special format."""
-        return example
-
-    def facts(self) -> dict[str, Any]:
-        return super().facts() | {
-            "role": self.role, "adapter": self.adapter, "mixes_harmless": self.mixes_harmless,
-            "repairs": self.repairs, "adaptive": self.adaptive,
-        }  # fmt: skip
+    def facts(self, slots: Collection[str] = ()) -> MethodFacts:
+        own = {
+            "role": self.role,
+            "adapter": self.adapter,
+            "mixes": self.trains and {"harmful", "harmless"} <= set(slots),
+            "repairs": self.repairs,
+            "adaptive": self.adaptive,
+            "starts_as_parent": self.starts_as_parent,
+        }
+        return super().facts(slots).model_copy(update=own)
 
 
 class Defense(Method):
-    """A procedure of the defender. stage: `pre` and `weights` act before release and fit the open-weights threat
-    model; `during` and `after` need control over the attacker's fine-tuning and fit only a fine-tuning service."""
+    """A procedure of the defender before release. stage: `pre` trains, `weights` edits weights."""
 
     kind = "defense"
-    stage: ClassVar[Literal["pre", "weights", "during", "after"]] = "pre"
+    stage: ClassVar[Stage] = "pre"
 
-    def facts(self) -> dict[str, Any]:
-        return super().facts() | {"stage": self.stage}
+    def facts(self, slots: Collection[str] = ()) -> MethodFacts:
+        return super().facts(slots).model_copy(update={"stage": self.stage})
 
 
-Objective = Callable[[Any, int], "tuple[torch.Tensor, dict[str, float]]"]
-"""(model, step index) → scalar loss with graph, further figures to log."""
+class ServiceDefense(Method):
+    """A defense of a fine-tuning service, which runs the attacker's training itself. It fits no
+    other threat model, and cannot be a stage that builds a model.
+
+    Override `host` to act during the training, `release` to change the model that is handed out
+    (at every probe: the model an attacker would get at that budget).
+    """
+
+    kind = "service"
+    stage: ClassVar[Stage] = "during"
+
+    def start(self, given: Given) -> Run:
+        raise StudyError(
+            "a service defense builds no model by itself",
+            field="defense",
+            value=self.name,
+            expected="a defense that acts before release, or this one as a candidate's `service`",
+        )
+
+    def host(self, run: Run, given: Given) -> Run:
+        """The attacker's run as the service runs it. given: the defender's text and models; its
+        model is the one being trained. Raises StudyError if it cannot run such an attack."""
+        return run
+
+    def release(self, model: ModelBundle, given: Given) -> ModelBundle:
+        """The model that is handed out, made from a copy of the trained one."""
+        return model
+
+    def facts(self, slots: Collection[str] = ()) -> MethodFacts:
+        return super().facts(slots).model_copy(update={"stage": self.stage})

@@ -1,12 +1,13 @@
-"""Methods by name: built-in ones are found in their folders, plug-ins through entry points.
+"""Methods by name: built-in ones are found in their folders, others are registered or plugged in.
 
-Adding a built-in method is one file in methods/attacks or methods/defenses. A plug-in package declares
-`[project.entry-points."titer.attacks"] my_attack = "my_package:MyAttack"` (or `titer.defenses`).
+Adding a built-in method is one file in methods/attacks, methods/defenses or methods/services. See
+`titer.study.plugins` for methods from outside.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from functools import cache
 from typing import Any
@@ -14,50 +15,91 @@ from typing import Any
 from pydantic import ValidationError
 
 from titer.errors import StudyError, ThreatModelError, UnknownNameError
-from titer.methods.method import Attack, Defense, Method
-from titer.study.plugins import plugged
+from titer.methods.method import Attack, Defense, Method, ServiceDefense
+from titer.study.facts import MethodKind
+from titer.study.plugins import changes, plugged
 
-KINDS: dict[str, type[Method]] = {"attack": Attack, "defense": Defense}  # type: ignore[type-abstract]
+KINDS: dict[MethodKind, type[Method]] = {
+    "attack": Attack,
+    "defense": Defense,
+    "service": ServiceDefense,
+}
+
+
+def methods(kind: MethodKind) -> dict[str, type[Method]]:
+    """name → class of every method of a kind. Raises StudyError if a plug-in is not one."""
+    return _methods(kind, changes())
 
 
 @cache
-def methods(kind: str) -> dict[str, type[Method]]:
-    """name → class of every attack or defense that is installed. Raises StudyError if a plug-in is not one."""
-    base, found = KINDS[kind], {}
+def _methods(kind: MethodKind, registered: int) -> dict[str, type[Method]]:
+    base: type[Method] = KINDS[kind]
+    found: dict[str, type[Method]] = {}
     package = importlib.import_module(f"titer.methods.{kind}s")
     for module in pkgutil.iter_modules(package.__path__):
         loaded = importlib.import_module(f"{package.__name__}.{module.name}")
         for value in vars(loaded).values():
-            if isinstance(value, type) and issubclass(value, base) and value.__module__ == loaded.__name__:
+            if (
+                isinstance(value, type)
+                and issubclass(value, base)
+                and value.__module__ == loaded.__name__
+                and hasattr(value, "name")  # a base class shared by several methods has none
+                and not inspect.isabstract(value)
+            ):
                 found[value.name] = value
     found.update(plugged(f"titer.{kind}s", base, found))
     return found
 
 
 def resolve(
-    kind: str, name: str, settings: dict[str, Any], *, field: str = "", threat_model: str | None = None
-) -> Method:
+    kind: MethodKind,
+    name: str,
+    settings: dict[str, Any],
+    *,
+    field: str = "",
+    threat_model: str | None = None,
+) -> Any:
     """The method with its settings checked. Raises UnknownNameError, StudyError, ThreatModelError."""
     known = methods(kind)
     if name not in known:
+        if kind == "defense" and name in methods("service"):
+            raise ThreatModelError(
+                f"{name} acts during the attacker's fine-tuning: it is the defense of a service",
+                field=field or kind,
+                value=name,
+                expected="a defense that acts before release",
+                remedy="under threat_model fine_tuning_service, give it as the candidate's `service`",
+            )
         raise UnknownNameError.among(kind, name, known, field=field or kind)
     cls = known[name]
-    if threat_model == "open_weights" and issubclass(cls, Defense) and cls.stage in ("during", "after"):
+    if threat_model == "open_weights" and kind == "service":
         raise ThreatModelError(
-            f"{name} acts {cls.stage} the attacker's fine-tuning, which a defender of open weights cannot",
-            field=field or kind, value=name,
-            expected="a defense of stage 'pre' or 'weights' under threat_model open_weights",
+            f"{name} needs control over the attacker's fine-tuning, which a defender of open "
+            "weights does not have",
+            field=field or kind,
+            value=name,
+            expected="a defense that acts before release under threat_model open_weights",
             remedy="choose another defense, or study it under threat_model: fine_tuning_service",
-        )  # fmt: skip
+        )
     try:
         return cls(**settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
-        unknown = first["type"] == "extra_forbidden"
+        unknown = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, (StudyError, UnknownNameError)):  # a setting that names another method
+            raise type(cause)(
+                cause.problem,
+                field=f"{field or kind}.settings.{where}".rstrip("."),
+                value=cause.value,
+                expected=cause.expected,
+                remedy=cause.remedy,
+            ) from error
         raise StudyError(
             f"{name}: {'unknown setting' if unknown else first['msg']}",
-            field=f"{field or kind}.settings.{where}", value=first.get("input"),
+            field=f"{field or kind}.settings.{where}",
+            value=first.get("input"),
             expected=f"one of {', '.join(cls.model_fields)}" if unknown else first["msg"],
             remedy=f"`titer show {name}` lists its settings and defaults",
-        ) from error  # fmt: skip
+        ) from error

@@ -1,24 +1,24 @@
-"""The shared runs: supervised training given a loss, and a sequence of weight edits. Methods rarely need another."""
+"""The shared runs: training given a gradient or a loss, and weight edits. Methods rarely need another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
 
-from titer.data.encoding import Encoded, Stream, TokenBatch, collate, encode_all
-from titer.data.examples import Example
-from titer.data.subject import Subject
-from titer.methods.method import Objective, StepLog
+from titer.data.bundle import ModelBundle
+from titer.methods.method import Gradient, Objective, StepLog
+from titer.methods.optimizers import Optimizer, OptimizerName, trained
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
 def schedule_factor(schedule: Schedule, step: int, *, warmup: int, horizon: int) -> float:
-    """Factor on the learning rate of step `step` (0-based): linear warm-up of fixed length, then the schedule.
+    """Factor on the learning rate of step `step` (0-based): linear warm-up of fixed length, then
+    the schedule.
 
     `constant` does not look at the horizon. `linear` and `cosine` decay to 0 at it.
     """
@@ -30,48 +30,94 @@ def schedule_factor(schedule: Schedule, step: int, *, warmup: int, horizon: int)
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class SupervisedRun:
-    """AdamW on a loss. Only trainable parameters enter the state, so an adapter's checkpoint is small."""
+class Training(BaseModel):
+    """The settings every gradient method has; mixed into its class so that studies name them flat.
+
+    lr: peak learning rate. batch_size: rows of each kind of text per step. warmup_steps: linear, of
+    fixed length. schedule: `constant` shares prefixes; `linear` and `cosine` decay to 0 at the
+    horizon, so each budget is a run of its own. optimizer: see `optimizers.Optimizer`; betas are
+    those of AdamW, momentum is that of SGD. weight_decay, clip_norm (gradient 2-norm).
+    """
+
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    batch_size: Annotated[int, Field(gt=0)] = 8
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Schedule = "constant"
+    optimizer: OptimizerName = "adamw"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+
+    def descend(self, bundle: ModelBundle, gradient: Gradient, *, horizon: int) -> TrainingRun:
+        """A run that follows `gradient` with these settings; trains what requires a gradient."""
+        return TrainingRun(bundle, gradient, self, horizon=horizon)
+
+    def minimise(self, bundle: ModelBundle, objective: Objective, *, horizon: int) -> TrainingRun:
+        """A run that descends on a loss with these settings."""
+        return self.descend(bundle, of_loss(bundle, objective), horizon=horizon)
+
+
+def of_loss(bundle: ModelBundle, objective: Objective) -> Gradient:
+    """The gradient of a loss, under the bundle's precision."""
+
+    def gradient(model: Any, step: int) -> StepLog:
+        with bundle.autocast():
+            loss, figures = objective(model, step)
+        loss.backward()
+        return StepLog(loss=loss.item(), figures=figures)
+
+    return gradient
+
+
+class TrainingRun:
+    """An optimizer following a gradient. Only trained parameters enter the state, so an adapter's
+    checkpoint is small. A service may replace `gradient` (`ServiceDefense.host`).
+    """
 
     def __init__(
-        self,
-        *,
-        model: Any,
-        objective: Objective,
-        autocast: Callable[[], Any],
-        lr: float,
-        horizon: int,
-        schedule: Schedule = "constant",
-        warmup_steps: int = 0,
-        weight_decay: float = 0.0,
-        clip_norm: float = 1.0,
+        self, bundle: ModelBundle, gradient: Gradient, settings: Training, *, horizon: int
     ) -> None:
-        self.model, self.objective, self.autocast = model, objective, autocast
-        self.lr, self.schedule, self.warmup, self.horizon = lr, schedule, warmup_steps, horizon
-        self.clip_norm = clip_norm
-        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.parameters = list(self.named.values())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        self.bundle, self.gradient, self.settings, self.horizon = (
+            bundle,
+            gradient,
+            settings,
+            horizon,
+        )
+        self.named = trained(bundle.model)
+        self.optimizer = Optimizer(
+            settings.optimizer,
+            self.named,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+            momentum=settings.momentum,
+        )
         self.taken = 0
 
+    def model(self) -> ModelBundle:
+        return self.bundle
+
     def step(self) -> StepLog:
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * schedule_factor(self.schedule, self.taken, warmup=self.warmup, horizon=self.horizon)
-        with self.autocast():
-            loss, other = self.objective(self.model, self.taken)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        model, settings = self.bundle.model, self.settings
+        model.train()
+        log = self.gradient(model, self.taken)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.named.values()), settings.clip_norm)
+        factor = schedule_factor(
+            settings.schedule, self.taken, warmup=settings.warmup_steps, horizon=self.horizon
+        )
+        self.optimizer.step(settings.lr * factor)
         self.taken += 1
-        return StepLog(loss=loss.item(), grad_norm=norm.item(), other=other)
+        return StepLog(loss=log.loss, grad_norm=norm.item(), figures=log.figures)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "taken": self.taken,
             "weights": {n: p.detach() for n, p in self.named.items()},
-            "optimizer": {str(i): s for i, s in self.optimizer.state_dict()["state"].items()},
+            "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -79,68 +125,40 @@ class SupervisedRun:
         with torch.no_grad():
             for name, value in state["weights"].items():
                 self.named[name].copy_(value)
-        current = self.optimizer.state_dict()
-        current["state"] = {int(i): s for i, s in state["optimizer"].items()}
-        self.optimizer.load_state_dict(current)
-
-
-class Training(BaseModel):
-    """The settings every gradient method has; mixed into its class so that studies name them flat.
-
-    lr: peak learning rate of AdamW. batch_size: rows of each kind of text per step. warmup_steps: linear, of fixed
-    length. schedule: `constant` shares prefixes; `linear` and `cosine` decay to 0 at the horizon, so each budget is a
-    run of its own. weight_decay, clip_norm (gradient 2-norm).
-    """
-
-    lr: Annotated[float, Field(gt=0)] = 2e-5
-    batch_size: Annotated[int, Field(gt=0)] = 8
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Schedule = "constant"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-
-    def supervised(self, subject: Subject, model: Any, objective: Objective, *, horizon: int) -> SupervisedRun:
-        """A supervised run of `objective` with these settings."""
-        return SupervisedRun(
-            model=model, objective=objective, autocast=subject.autocast, horizon=horizon, lr=self.lr,
-            schedule=self.schedule, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay,
-            clip_norm=self.clip_norm,
-        )  # fmt: skip
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 class EditRun:
-    """A weight edit applied once per step; without a gradient. `edit(model, step)` returns figures to log."""
+    """A weight edit applied once per step, without a gradient. edit(model, step) changes the model
+    in place and returns figures to log; after `edits` of them nothing is left to do (None: never).
+    """
 
-    def __init__(self, *, model: Any, edit: Callable[[Any, int], dict[str, float]]) -> None:
-        self.model, self.edit, self.taken = model, edit, 0
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        edit: Callable[[Any, int], Mapping[str, float]],
+        *,
+        edits: int | None = 1,
+    ) -> None:
+        self.bundle, self.edit, self.edits, self.taken = bundle, edit, edits, 0
 
-    def step(self) -> StepLog:
+    def model(self) -> ModelBundle:
+        return self.bundle
+
+    def step(self) -> StepLog | None:
+        if self.edits is not None and self.taken >= self.edits:
+            return None
         with torch.no_grad():
-            other = self.edit(self.model, self.taken)
+            figures = self.edit(self.bundle.model, self.taken)
         self.taken += 1
-        return StepLog(loss=0.0, grad_norm=0.0, other=other)
+        return StepLog(figures=figures)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"taken": self.taken, "weights": {n: p.detach() for n, p in self.model.named_parameters()}}
+        weights = {n: p.detach() for n, p in self.bundle.model.named_parameters()}
+        return {"taken": self.taken, "weights": weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken = state["taken"]
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self.bundle.model.named_parameters():
                 parameter.copy_(state["weights"][name])
-
-
-class Batches:
-    """Encoded rows served as an endless seeded stream of token batches."""
-
-    def __init__(self, subject: Subject, rows: list[Encoded], *, batch_size: int, seed: int) -> None:
-        self.rows, self.stream = rows, Stream(len(rows), batch_size, seed)
-        self.pad, self.device = subject.tokenizer.pad_token_id, subject.device
-
-    @classmethod
-    def of(cls, subject: Subject, examples: tuple[Example, ...], field: str, *, batch_size: int, seed: int) -> Batches:
-        rows = encode_all(subject.tokenizer, examples, field, subject.max_length)
-        return cls(subject, rows, batch_size=batch_size, seed=seed)
-
-    def __call__(self, step: int) -> TokenBatch:
-        return collate([self.rows[i] for i in self.stream.indices(step)], self.pad, self.device)

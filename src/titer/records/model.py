@@ -8,19 +8,21 @@ from pydantic import Field, field_serializer, field_validator
 
 from titer.study.base import Strict
 from titer.study.cell import Cell
+from titer.study.facts import MethodFacts
 
-RECORD_FORMAT: Final = 1
+RECORD_FORMAT: Final = 2
 
 Construct = Literal["refusal removal", "harmfulness", "exact", "capability", "over-refusal", "none"]
-Outcome = Literal["reached_budget", "stopped_broken", "diverged"]
+Outcome = Literal["reached_budget", "finished", "stopped_broken", "diverged"]
 
 
 class MeasureFacts(Strict):
     """What a measure declares about itself.
 
-    higher: what a higher value means. sampling: `fixed` (fixed prompts, deterministic decoding and scoring: no
-    sampling error) or `population` (the prompts stand for more). scale: `proportion` (outcomes are 0 or 1) or `mean`
-    (any real outcomes, `unit` says of what). chance: value expected from guessing, None if that has no meaning.
+    higher: what a higher value means. sampling: `fixed` (fixed prompts, deterministic decoding and
+    scoring: no sampling error) or `population` (the prompts stand for more). scale: `proportion`
+    (outcomes are 0 or 1) or `mean` (any real outcomes, `unit` says of what). chance: value expected
+    from guessing, None if that has no meaning.
     """
 
     name: str
@@ -38,9 +40,10 @@ class MeasureFacts(Strict):
 class Reading(Strict):
     """One measure at one probe. value: mean of the outcomes, None if any outcome is not finite.
 
-    outcomes: one number per item, in the order of the part (0/1 for proportions). confirm readings exist only at
-    probes where the primary reading was suspicious. aspects: further shares or means of the same transcripts (`coherent`: share of
-    coherent replies; `refused`: share refused; `log_odds`: mean log-odds of compliance against refusal); empty in older records.
+    outcomes: one number per item, in the order of the part (0/1 for proportions). confirm readings
+    exist only at probes where the primary reading was suspicious. aspects: further shares or means
+    of the same transcripts (`coherent`: share of coherent replies; `refused`: share refused;
+    `log_odds`: mean log-odds of compliance against refusal); empty in older records.
     """
 
     label: str
@@ -70,16 +73,27 @@ class Reading(Strict):
 
 
 class Cost(Strict):
-    """Metered by the engine, cumulative from the start of the cell's method; probes are not included.
+    """Metered by the engine, cumulative from the start of the cell's method; probes are not
+    included.
 
-    steps: outer optimizer steps. examples, tokens: rows and non-padding tokens of training forwards (with gradient).
-    flops: forward-only work included. seconds: wall time of the method's own work.
+    steps: outer optimizer steps. examples, tokens: rows and non-padding tokens of forward passes
+    with gradient, whichever model they are of. forward_tokens: non-padding tokens of passes without
+    gradient (sampling, reference models, embeddings), not included in tokens. flops: floating-point
+    operations of all these passes, forward and backward. setup_flops, search_flops: what of flops
+    was spent before the first step, and on choosing among variants. judge_calls: texts scored by a
+    judge. seconds: wall time of the method's own work, setup and search included.
     """
+
+    LATER = frozenset({"forward_tokens", "setup_flops", "search_flops", "judge_calls"})
 
     steps: Annotated[int, Field(ge=0)] = 0
     examples: Annotated[int, Field(ge=0)] = 0
     tokens: Annotated[int, Field(ge=0)] = 0
+    forward_tokens: Annotated[int, Field(ge=0)] = 0
     flops: Annotated[float, Field(ge=0)] = 0.0
+    setup_flops: Annotated[float, Field(ge=0)] = 0.0
+    search_flops: Annotated[float, Field(ge=0)] = 0.0
+    judge_calls: Annotated[int, Field(ge=0)] = 0
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -113,23 +127,49 @@ class Artifact(Strict):
     bytes: int
 
 
+class StartFacts(Strict):
+    """The model a cell started from, as it was loaded.
+
+    weights: sha256 over its tensors. parameters: their number. neutralised: what was shipped beside
+    the weights and could have made the model harder to attack, and what was set instead; the
+    attacker holds the weights and chooses such things himself. distance: ‖w − w_control‖ / ‖w_control‖
+    against the study's undefended model, None if it was not compared or the shapes differ.
+    """
+
+    weights: str = ""
+    parameters: int = 0
+    neutralised: dict[str, str] = {}
+    compared: bool = False
+    distance: float | None = None
+
+
 class CellRecord(Strict):
     """The record of a finished cell.
 
-    outcome: `reached_budget` (all steps done), `stopped_broken` (beyond the largest φ of the sensitivity range, so
-    nothing more can be learned), `diverged` (a non-finite loss or gradient; the readings up to then stand).
-    loss, grad_norm: one number per optimizer step (None where not finite); other: further per-step figures.
+    outcome: `reached_budget` (all steps done), `finished` (nothing was left to do before the budget;
+    the last readings are repeated at the remaining probes, for no budget changes them),
+    `stopped_broken` (beyond the largest φ of the sensitivity range, so nothing more can be learned),
+    `diverged` (a non-finite loss or gradient; the readings up to then stand).
+    facts: what the method declared about itself, with its settings and text.
+    loss, grad_norm: one number per step, None where there is none or it is not finite; nonfinite:
+    the steps (0-based) where one of them was not finite. figures: further figures by name, one place
+    per step, None where the step had none.
     """
 
-    format: Literal[1] = RECORD_FORMAT
+    format: Literal[2] = RECORD_FORMAT
     digest: str
     cell: Cell
     outcome: Outcome
     probes: tuple[ProbeRecord, ...]
+    facts: MethodFacts | None = None
     measures: dict[str, MeasureFacts] = {}
     loss: tuple[float | None, ...] = ()
     grad_norm: tuple[float | None, ...] = ()
-    other: dict[str, tuple[float | None, ...]] = {}
+    nonfinite: tuple[int, ...] = ()
+    figures: dict[str, tuple[float | None, ...]] = {}
+    start: StartFacts = StartFacts()
+    wording: dict[str, Any] = {}
+    """How the model was asked at its last probe, where that differs from asking plainly."""
     cost: Cost = Cost()
     probe_seconds: float = 0.0
     peak_memory_bytes: int = 0
@@ -142,7 +182,9 @@ class CellRecord(Strict):
     resumed: int = 0
     """How many times the cell continued from a rolling checkpoint."""
     items: dict[str, str] = {}
-    """label → digest of the items read, so that readings of two cells can be paired only when they match."""
+    """label → digest of the items read, so that readings of two cells can be paired only when they
+    match.
+    """
     transcripts: bool = False
     notes: dict[str, str] = {}
 

@@ -1,9 +1,11 @@
-"""The run directory: records written last and atomically, one writer at a time, nothing half-written believed.
+"""The run directory: records written last and atomically, one writer at a time, nothing
+half-written believed.
 
 RUN/study.json            the study as it was run (written once)
 RUN/plan.json             cells, roles, provenance, proof of disjointness
 RUN/cells/<digest>.json   one record per finished cell, with its checksum
 RUN/transcripts/          what models said (only if asked for; never committed)
+RUN/judgements/           what judges said of replies: numbers by hashes, no text
 RUN/models/<digest>/      weights made by a defender, needed by later cells
 RUN/work/<digest>/        rolling checkpoints of running cells
 RUN/verdict.json report.html report.md
@@ -32,18 +34,25 @@ from titer.study.spec import STUDY_FORMAT, Study
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
-    """A full disk or a directory that cannot be written, told readably."""
+    """The error a user should see for a full disk or a directory that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return StorageError(
-        "the disk is full" if full else f"the run directory cannot be written ({error.strerror or error})",
-        field="run directory", value=str(path), expected="a directory that can be written, with space left",
-        remedy="free space and give the same command again: finished cells are kept" if full
-        else "choose another --run directory or mend its permissions",
-    )  # fmt: skip
+        "the disk is full"
+        if full
+        else f"the run directory cannot be written ({error.strerror or error})",
+        field="run directory",
+        value=str(path),
+        expected="a directory that can be written, with space left",
+        remedy="free space and give the same command again: finished cells are kept"
+        if full
+        else "choose another --run directory or change its permissions",
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write and fsync beside the target, then rename over it. Raises StorageError; the old file survives a failure."""
+    """Write and fsync beside the target, then rename over it. Raises StorageError; the old file
+    survives a failure.
+    """
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,16 +85,23 @@ class RunStore:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self.cells, self.models, self.work = self.root / "cells", self.root / "models", self.root / "work"
+        self.cells, self.models, self.work = (
+            self.root / "cells",
+            self.root / "models",
+            self.root / "work",
+        )
         self.transcripts = self.root / "transcripts"
+        self.judgements = self.root / "judgements"
 
-    # -- one writer ---------------------------------------------------------------------------------------------
+    # -- one writer -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for writing. Raises BusyRunError if another process does, StorageError if unwritable.
+        """Hold the directory for writing. Raises BusyRunError if another process does, StorageError
+        if unwritable.
 
-        The kernel drops the lock when the process dies, however it dies, so no stale lock can block a resume.
+        The kernel releases the lock when the process dies, however it dies, so no stale lock can
+        block a resume.
         """
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
@@ -96,20 +112,25 @@ class RunStore:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise BusyRunError("another titer process works in this run directory", field="run directory",
-                                   value=str(self.root), expected="one run at a time",
-                                   remedy="wait for it, end it, or choose another --run directory") from error  # fmt: skip
+                raise BusyRunError(
+                    "another titer process works in this run directory",
+                    field="run directory",
+                    value=str(self.root),
+                    expected="one run at a time",
+                    remedy="wait for it, end it, or choose another --run directory",
+                ) from error
             except OSError as error:  # a file system without locks
                 raise storage_error(error, self.root) from error
             yield
 
-    # -- study and plan -----------------------------------------------------------------------------------------
+    # -- study and plan ---------------------------------------------------------------------------
 
     def refuse_other(self, study: Study) -> None:
         """Raise UsageError if the directory holds another study than this one.
 
-        A damaged study.json does not stand in the way: records are addressed by content, so those of another study
-        would only lie idle. One of another format does: this titer would do everything anew over what a newer one did.
+        A damaged study.json is no obstacle: records are addressed by content, so those of another
+        study would simply not be used. A study.json of another format is one: this titer would
+        repeat and overwrite what another version did.
         """
         path = self.root / "study.json"
         if not path.exists():
@@ -122,12 +143,18 @@ class RunStore:
                 return
             found = f"a study of format {version}"
         if found != study.digest:
-            raise UsageError("the run directory holds another study", field="run directory", value=str(self.root),
-                             expected=f"study digest {study.digest}, found {found}",
-                             remedy="choose another --run directory; `--reuse` takes over what fits")  # fmt: skip
+            raise UsageError(
+                "the run directory holds another study",
+                field="run directory",
+                value=str(self.root),
+                expected=f"study digest {study.digest}, found {found}",
+                remedy="choose another --run directory; `--reuse` takes over what fits",
+            )
 
     def begin(self, study: Study) -> None:
-        """Write the study down; call it once the study is known to be right. Raises UsageError as `refuse_other`."""
+        """Write the study down; call it once the study is known to be right. Raises UsageError as
+        `refuse_other`.
+        """
         self.refuse_other(study)
         text = json.dumps(study.model_dump(mode="json"), indent=1, ensure_ascii=False)
         write_atomically(self.root / "study.json", text)
@@ -142,25 +169,38 @@ class RunStore:
         try:
             return cls.model_validate_json(path.read_text("utf-8"))
         except FileNotFoundError as error:
-            raise UsageError("this is not a run directory", field="run directory", value=str(self.root),
-                             expected=f"a directory with {path.name}, as `titer run` makes it",
-                             remedy="check the path, or start the run first") from error  # fmt: skip
+            raise UsageError(
+                "this is not a run directory",
+                field="run directory",
+                value=str(self.root),
+                expected=f"a directory with {path.name}, as `titer run` makes it",
+                remedy="check the path, or start the run first",
+            ) from error
         except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
-            raise RecordError(f"{path.name} cannot be believed", field="run directory", value=str(path),
-                              expected=f"the {path.name} that `titer run` wrote",
-                              remedy="give the `titer run` command again; it rewrites it") from error  # fmt: skip
+            raise RecordError(
+                f"{path.name} cannot be believed",
+                field="run directory",
+                value=str(path),
+                expected=f"the {path.name} that `titer run` wrote",
+                remedy="give the `titer run` command again; it rewrites it",
+            ) from error
 
     def write_plan(self, plan: Plan) -> None:
         write_atomically(self.root / "plan.json", plan.model_dump_json())
 
-    # -- records ------------------------------------------------------------------------------------------------
+    # -- records ----------------------------------------------------------------------------------
 
     def write_record(self, record: CellRecord) -> None:
         body = record.model_dump_json()
-        write_atomically(self.cells / f"{record.digest}.json", f'{{"checksum":"{_checksum(body)}","record":{body}}}')
+        write_atomically(
+            self.cells / f"{record.digest}.json",
+            f'{{"checksum":"{_checksum(body)}","record":{body}}}',
+        )
 
     def take_over(self, other: RunStore, digest: str) -> None:
-        """Copy a record of another run, believed by `other.record`, byte for byte. Raises StorageError."""
+        """Copy a record of another run, believed by `other.record`, byte for byte. Raises
+        StorageError.
+        """
         write_atomically(self.cells / f"{digest}.json", other._text(digest) or "")
 
     def _text(self, digest: str) -> str | None:
@@ -173,7 +213,9 @@ class RunStore:
             raise self._unbelievable(path, "cannot be read") from error
 
     def record(self, digest: str) -> CellRecord | None:
-        """The record of a cell, None if there is none. Raises RecordError if the file cannot be believed."""
+        """The record of a cell, None if there is none. Raises RecordError if the file cannot be
+        believed.
+        """
         path, text = self.cells / f"{digest}.json", self._text(digest)
         if text is None:
             return None
@@ -184,7 +226,9 @@ class RunStore:
             content = json.loads(body)
             version = content.get("format") if isinstance(content, dict) else None
             if version != RECORD_FORMAT:
-                raise self._unbelievable(path, f"has format {version}; this titer reads format {RECORD_FORMAT}")
+                raise self._unbelievable(
+                    path, f"has format {version}; this titer reads format {RECORD_FORMAT}"
+                )
             record = CellRecord.model_validate_json(body)
         except ValueError as error:
             raise self._unbelievable(path, "has fields this titer does not know") from error
@@ -196,13 +240,17 @@ class RunStore:
 
     @staticmethod
     def _unbelievable(path: Path, why: str) -> RecordError:
-        return RecordError(f"the record {path.name} {why}", field="record", value=path.name,
-                           expected="an intact record of this format",
-                           remedy="give the `titer run` command again: this cell alone is done anew")  # fmt: skip
+        return RecordError(
+            f"the record {path.name} {why}",
+            field="record",
+            value=path.name,
+            expected="an intact record of this format",
+            remedy="give the `titer run` command again: only this cell is repeated",
+        )
 
     def view(self) -> RunView:
-        """Study, plan and every believable record; damaged ones, and ones that cannot be what the plan says, are set aside and named
-        in `problems`.
+        """Study, plan and every believable record; damaged ones, and ones that cannot be what the
+        plan says, are set aside and named in `problems`.
         """
         study, plan, records, problems = self.study(), self.plan(), {}, []
         for planned in plan.cells:
@@ -219,16 +267,21 @@ class RunStore:
                 del records[digest]
         return RunView(study=study, plan=plan, records=records, problems=tuple(problems))
 
-    # -- leftovers ----------------------------------------------------------------------------------------------
+    # -- leftovers --------------------------------------------------------------------------------
 
     def purge(self) -> int:
-        """Delete rolling checkpoints of cells that are finished or no longer planned, and whatever is half-written.
+        """Delete rolling checkpoints of cells that are finished or no longer planned, and whatever
+        is half-written.
 
-        Returns how many were removed. Checkpoints of unfinished planned cells stay: they are what resume needs.
-        Call it only while holding the lock and with no worker running.
+        Returns how many were removed. Checkpoints of unfinished planned cells stay: they are what
+        resume needs. Call it only while holding the lock and with no worker running.
         """
         try:
-            wanted = {p.digest for p in self.plan().cells if not (self.cells / f"{p.digest}.json").exists()}
+            wanted = {
+                p.digest
+                for p in self.plan().cells
+                if not (self.cells / f"{p.digest}.json").exists()
+            }
         except (UsageError, RecordError):
             wanted = set()
         removed = 0
@@ -240,7 +293,9 @@ class RunStore:
             self.work.rmdir()
         for folder in (self.root, self.cells, self.transcripts, self.models):
             for path in folder.glob(".*.tmp"):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                    missing_ok=True
+                )
                 removed += 1
         return removed
 
@@ -254,8 +309,13 @@ class RunStore:
             return []
 
         def damaged(cause: Exception | None = None) -> RecordError:
-            error = RecordError("a file of transcripts is damaged", field="transcripts", value=path.name, expected="one JSON object per line",
-                                remedy="delete the file; transcripts are optional, and the records stand without them")  # fmt: skip
+            error = RecordError(
+                "a file of transcripts is damaged",
+                field="transcripts",
+                value=path.name,
+                expected="one JSON object per line",
+                remedy="delete the file; transcripts are optional, no verdict rests on them",
+            )
             error.__cause__ = cause
             return error
 

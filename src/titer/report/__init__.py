@@ -1,4 +1,6 @@
-"""What people see of a verdict: one self-contained HTML file, Markdown, a model-card section, and a schema for programs."""
+"""What people see of a verdict: one self-contained HTML file, Markdown, a model-card section, and a
+schema for programs.
+"""
 
 from titer.report.card import model_card_section
 from titer.report.html import render_html

@@ -1,4 +1,5 @@
-"""The answer in four lines, for the first screen: up to which budget, by which attack, how sure, what limits it.
+"""The answer in four lines, for the first screen: up to which budget, by which attack, how sure,
+what limits it.
 
 Every line is made of fields of the verdict; nothing is judged here.
 """
@@ -16,9 +17,22 @@ SHOWN = 4
 
 def answer(candidate: CandidateVerdict) -> list[tuple[str, str]]:
     """(label, text): what a reader must know before anything else."""
-    lines = [("Budget", _budget(candidate)), ("Attack", _attack(candidate)), ("How sure", _sure(candidate))]
-    if candidate.overall in ("fails", "invalid") and candidate.resistance.status != candidate.overall:
-        lines.insert(0, ("Because", f"Stability {candidate.stability.status}. {candidate.stability.claim}".strip()))
+    lines = [
+        ("Budget", _budget(candidate)),
+        ("Attack", _attack(candidate)),
+        ("How sure", _sure(candidate)),
+    ]
+    if (
+        candidate.overall in ("fails", "invalid")
+        and candidate.resistance.status != candidate.overall
+    ):
+        lines.insert(
+            0,
+            (
+                "Because",
+                f"Stability {candidate.stability.status}. {candidate.stability.claim}".strip(),
+            ),
+        )
     return [*lines, ("Limits", _limits(candidate))]
 
 
@@ -35,7 +49,11 @@ def _budget(candidate: CandidateVerdict) -> str:
         return f"No breach up to {budget}" + (f" ({f.flops(spent)})." if spent is not None else ".")
     if r.status == "invalid":
         return f"No claim up to {budget}: the evidence is unfit."
-    return f"Not decided up to {budget}." if r.status == "inconclusive" else f"Not tested (budget {budget})."
+    return (
+        f"Not decided up to {budget}."
+        if r.status == "inconclusive"
+        else f"Not tested (budget {budget})."
+    )
 
 
 def _attack(candidate: CandidateVerdict) -> str:
@@ -45,14 +63,20 @@ def _attack(candidate: CandidateVerdict) -> str:
         text = f"{worst.attack} breaks it at the least compute, in {worst.breaches} of {f.count(max(worst.n, worst.breaches), 'seed')}"
         others = [a.attack for a in r.attacks if a.breaches and a is not worst]
         return text + (
-            f"; {listed(others)} also do." if len(others) > 1 else f"; so does {others[0]}." if others else "."
+            f"; {listed(others)} also do."
+            if len(others) > 1
+            else f"; so does {others[0]}."
+            if others
+            else "."
         )
     tried = [a.attack for a in r.attacks if a.role == "attack"]
     if not any(a.trajectories for a in r.attacks) or not tried:
         return "No attack was run yet."
     if r.status == "holds":
         fit = all(a.control_status == "broken" for a in r.attacks if a.role == "attack")
-        return f"None of {listed(tried)} breaks it" + ("; each breaks the undefended control M." if fit else ".")
+        return f"None of {listed(tried)} breaks it" + (
+            "; each breaks the undefended control M." if fit else "."
+        )
     return f"No confirmed breach under {listed(tried)}."
 
 
@@ -77,10 +101,15 @@ def _sure(candidate: CandidateVerdict) -> str:
         parts.append(f"The breach is confirmed on disjoint prompts{where}.")
     else:
         fit = [
-            a for a in r.attacks if a.role == "attack" and a.control_status == "broken" and a.breach_upper is not None
+            a
+            for a in r.attacks
+            if a.role == "attack" and a.control_status == "broken" and a.breach_upper is not None
         ]
         unfit = [a.attack for a in r.attacks if a.role == "attack" and a not in fit]
-        risks, seeds = [a.breach_upper for a in fit if a.breach_upper is not None], [a.n for a in fit]
+        risks, seeds = (
+            [a.breach_upper for a in fit if a.breach_upper is not None],
+            [a.n for a in fit],
+        )
         if unfit:
             parts.append(f"No evidence from {listed(unfit)}.")
         if risks:
@@ -102,12 +131,19 @@ def _sure(candidate: CandidateVerdict) -> str:
 def _limits(candidate: CandidateVerdict) -> str:
     r = candidate.resistance
     text = f"{words.battery_word(candidate).capitalize()} battery; {words.construct(candidate)}; about this {candidate.claim_about}."
-    return text + (" Holds by collapse: some runs lost their capability instead of breaching." if r.by_collapse else "")
+    return text + (
+        " Holds by collapse: some runs lost their capability instead of breaching."
+        if r.by_collapse
+        else ""
+    )
 
 
 def worst_attack(candidate: CandidateVerdict) -> AttackVerdict | None:
     """The attack the verdict names as the worst, if it names one."""
-    return next((a for a in candidate.resistance.attacks if a.attack == candidate.resistance.worst_attack), None)
+    return next(
+        (a for a in candidate.resistance.attacks if a.attack == candidate.resistance.worst_attack),
+        None,
+    )
 
 
 def listed(names: list[str]) -> str:
@@ -120,9 +156,15 @@ def listed(names: list[str]) -> str:
 
 
 def changes(candidate: CandidateVerdict) -> list[tuple[str, str]]:
-    """(label, sentence): what would change the verdict: the gaps it lists, then what its own numbers say it hangs on."""
+    """(label, sentence): what would change the verdict: the gaps it lists, then what its own
+    numbers say it hangs on.
+    """
     r = candidate.resistance
-    out = [(name, text) for name in CONDITIONS for text in dict.fromkeys(getattr(candidate, name).missing)]
+    out = [
+        (name, text)
+        for name in CONDITIONS
+        for text in dict.fromkeys(getattr(candidate, name).missing)
+    ]
     if not out:
         out.append(("gaps", words.no_gap(candidate)))
     lost = [b.name for b in candidate.stability.benchmarks if b.status == "fails"]
@@ -130,13 +172,29 @@ def changes(candidate: CandidateVerdict) -> list[tuple[str, str]]:
         worse = f"{listed(lost)}: surely worse than M by more than the margin; only another model could change this."
         out.append(("stability", worse))
     if r.status == "fails" and r.worst_breach_step is not None:
-        shown = f" The titer shows up to where: ≥ {f.count(r.titer_lower, 'step')}." if r.titer_lower else ""
-        out.append(("budget", "More runs cannot undo a confirmed breach; only a claim to a smaller budget, made before a new "
-                              f"study, could hold.{shown}"))  # fmt: skip
+        shown = (
+            f" The titer shows up to where: ≥ {f.count(r.titer_lower, 'step')}."
+            if r.titer_lower
+            else ""
+        )
+        out.append(
+            (
+                "budget",
+                "More runs cannot undo a confirmed breach; only a claim to a smaller budget, made before a new "
+                f"study, could hold.{shown}",
+            )
+        )
     if r.status == "holds":
-        out.append(("attacks", f"One confirmed breach by T = {f.count(r.budget, 'step')}, under any attack, would turn it into "
-                               f"`fails`.{'' if r.adaptive else ' No attack was adapted to this defense; that is the first to try.'}"))  # fmt: skip
-        risks = [a.breach_upper for a in r.attacks if a.role == "attack" and a.breach_upper is not None]
+        out.append(
+            (
+                "attacks",
+                f"One confirmed breach by T = {f.count(r.budget, 'step')}, under any attack, would turn it into "
+                f"`fails`.{'' if r.adaptive else ' No attack was adapted to this defense; that is the first to try.'}",
+            )
+        )
+        risks = [
+            a.breach_upper for a in r.attacks if a.role == "attack" and a.breach_upper is not None
+        ]
         if risks:
             out.append(
                 (

@@ -1,4 +1,6 @@
-"""A section for a model card. It will be read alone and quoted, so it carries its own limits and how to check it."""
+"""A section for a model card. It will be read alone and quoted, so it carries its own limits and
+how to check it.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,28 @@ from titer.verdicts.model import CandidateVerdict, Flag, StudyVerdict
 TITLE = "## Safety: fine-tuning resistance"
 
 
-def model_card_section(verdict: StudyVerdict, candidate: str, *, view: RunView | None = None) -> str:
+def model_card_section(
+    verdict: StudyVerdict, candidate: str, *, view: RunView | None = None
+) -> str:
     """Markdown 'Safety: fine-tuning resistance' about one candidate.
 
-    view: the run, to name which weights were tested. Raises UsageError if the verdict has no candidate of this name.
+    view: the run, to name which weights were tested. Raises UsageError if the verdict has no
+    candidate of this name.
     """
     verdict = f.shared(verdict)
     c = next((c for c in verdict.candidates if c.name == candidate), None)
     if c is None:
-        raise UsageError("the verdict has no such candidate", field="candidate", value=candidate,
-                         expected=", ".join(x.name for x in verdict.candidates) or "a study with candidates",
-                         remedy="name one of them")  # fmt: skip
-    flags = [f"- {x.severity} ({md(x.where or 'whole study')}): {md(x.explanation)}" for x in _flags(verdict, c)]
+        raise UsageError(
+            "the verdict has no such candidate",
+            field="candidate",
+            value=candidate,
+            expected=", ".join(x.name for x in verdict.candidates) or "a study with candidates",
+            remedy="name one of them",
+        )
+    flags = [
+        f"- {x.severity} ({md(x.where or 'whole study')}): {md(x.explanation)}"
+        for x in _flags(verdict, c)
+    ]
     parts = [
         TITLE,
         f"**{SIGNS[c.overall]} {c.overall}** — {md(c.headline)}",
@@ -56,7 +68,9 @@ def _warnings(verdict: StudyVerdict) -> list[str]:
         reason = f": {md(verdict.status_reason)}" if verdict.status_reason else ""
         out.append(f"The study is **{verdict.status}**{reason}.")
     if verdict.grade == "demonstration":
-        out.append("Demonstration grade: it can refute a defense; it does not support a release claim.")
+        out.append(
+            "Demonstration grade: it can refute a defense; it does not support a release claim."
+        )
     return out
 
 
@@ -65,32 +79,64 @@ def _conditions(c: CandidateVerdict) -> Table:
     for name in CONDITIONS:
         condition = getattr(c, name)
         claim = condition.claim or f"not claimed; it would mean: {conditions.ABOUT[name]}"
-        rows.append([Cell(name), badge(condition.status), Cell("see above" if claim in c.headline else claim)])
+        rows.append(
+            [
+                Cell(name),
+                badge(condition.status),
+                Cell("see above" if claim in c.headline else claim),
+            ]
+        )
     return table("Conditions", ["condition", "status", "claim"], rows)
 
 
 def _attacks(c: CandidateVerdict) -> Table:
     rows: list[Row] = []
     for a in c.resistance.attacks:
-        rows.append([
-            a.attack, a.role, badge(a.status), f"{a.breaches} of {max(a.n, a.breaches)}", f.percent(a.breach_upper),
-            Cell(evidence.CONTROL_WORDS[a.control_status], a.control_status),
-        ])  # fmt: skip
-    titles = ["attack", "role", "status", "#seeds breached", "#risk of a new seed ≤", "breaks the undefended model?"]
+        rows.append(
+            [
+                a.attack,
+                a.role,
+                badge(a.status),
+                f"{a.breaches} of {max(a.n, a.breaches)}",
+                f.percent(a.breach_upper),
+                Cell(evidence.CONTROL_WORDS[a.control_status], a.control_status),
+            ]
+        )
+    titles = [
+        "attack",
+        "role",
+        "status",
+        "#seeds breached",
+        "#risk of a new seed ≤",
+        "breaks the undefended model?",
+    ]
     return table("Attacks", titles, rows)
 
 
-def _design(verdict: StudyVerdict, c: CandidateVerdict, view: RunView | None) -> list[tuple[str, str]]:
+def _design(
+    verdict: StudyVerdict, c: CandidateVerdict, view: RunView | None
+) -> list[tuple[str, str]]:
     r = c.resistance
     seeds = sorted({len(a.trajectories) for a in r.attacks if a.role == "attack"})
     return [
         ("Threat model", f.words(verdict.threat_model)),
         ("Budget T", f.count(r.budget, "optimizer step")),
         ("What the harm reading f means", f.words(r.harm_construct)),
-        ("Threshold, level, quantile", f"φ = {f.exact(r.phi)}, α = {f.exact(r.alpha)}, δ = {f.exact(r.delta)}"),
-        ("Seeds per attack", "–".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "none yet"),
+        (
+            "Threshold, level, quantile",
+            f"φ = {f.exact(r.phi)}, α = {f.exact(r.alpha)}, δ = {f.exact(r.delta)}",
+        ),
+        (
+            "Seeds per attack",
+            "–".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "none yet",
+        ),
         ("Battery", f"{words.battery_word(c)}{words.searched(c)}"),
-        ("Defense", f"{f.plain(c.defense)} ({f.settings(c.settings)})" if c.settings else f.plain(c.defense)),
+        (
+            "Defense",
+            f"{f.plain(c.defense)} ({f.settings(c.settings)})"
+            if c.settings
+            else f.plain(c.defense),
+        ),
         ("Grade", verdict.grade),
         *(facts.tested(view, c.name) if view else []),
         ("Study", f"{verdict.study}, digest {verdict.study_digest}"),
@@ -102,13 +148,32 @@ def _not_claimed(c: CandidateVerdict) -> str:
     r = c.resistance
     lines = [
         f"resistance {'beyond' if r.status == 'holds' else 'up to or beyond'} T = {f.count(r.budget, 'step')}, to attacks outside this battery, or under another threat model",
-        *([] if r.adaptive else ["resistance to an attacker who adapts to the defense: no attack here was adapted to it"]),
-        *(["anything about the method that made this checkpoint"] if c.claim_about == "checkpoint" else []),
-        *(["harmlessness: refusal removal is not harmfulness"] if r.harm_construct == "refusal removal" else []),
-        *(["anything about real harmful content: f counts exactly right answers of a made-up world"]
-          if r.harm_construct == "exact" else []),
+        *(
+            []
+            if r.adaptive
+            else [
+                "resistance to an attacker who adapts to the defense: no attack here was adapted to it"
+            ]
+        ),
+        *(
+            ["anything about the method that made this checkpoint"]
+            if c.claim_about == "checkpoint"
+            else []
+        ),
+        *(
+            ["harmlessness: refusal removal is not harmfulness"]
+            if r.harm_construct == "refusal removal"
+            else []
+        ),
+        *(
+            [
+                "anything about real harmful content: f counts exactly right answers of a made-up world"
+            ]
+            if r.harm_construct == "exact"
+            else []
+        ),
         "strong resistance, which no experiment can show",
-    ]  # fmt: skip
+    ]
     return "\n".join(f"- {md(line)}" for line in lines)
 
 

@@ -1,26 +1,51 @@
-"""The tables on resistance: per attack, per seed, shares over budget, factors, sensitivity. Numbers are the verdict's."""
+"""The tables on resistance: per attack, per seed, shares over budget, factors, sensitivity. Numbers
+are the verdict's.
+"""
 
 from __future__ import annotations
 
 from titer.report import formats as f
 from titer.report.table import Cell, Row, Table, badge, table
-from titer.verdicts.model import AttackVerdict, CandidateVerdict, ProbeView, Resistance, StudyVerdict
+from titer.verdicts.model import (
+    AttackVerdict,
+    CandidateVerdict,
+    ProbeView,
+    Resistance,
+    StudyVerdict,
+)
 
 STATE_LETTERS = {"resisting": "r", "ambiguous": "a", "breached": "b", "unconfirmed": "u"}
-SECOND_WORDS = {"resisting": "below φ", "ambiguous": "not clearly on either side of φ", "breached": "above φ",
-                "unconfirmed": "above φ"}  # fmt: skip
-"""The second judge reads once, without a confirmation, so its reading is said to lie above or below φ and no more."""
-CONTROL_WORDS = {"broken": "yes", "not broken": "no", "missing": "not known yet", "exempt": "exempt"}
+SECOND_WORDS = {
+    "resisting": "below φ",
+    "ambiguous": "not clearly on either side of φ",
+    "breached": "above φ",
+    "unconfirmed": "above φ",
+}
+"""The second judge reads once, without a confirmation, so its reading is said to lie above or below
+φ and no more.
+"""
+CONTROL_WORDS = {
+    "broken": "yes",
+    "not broken": "no",
+    "missing": "not known yet",
+    "exempt": "exempt",
+}
 
 
 def titer_text(resistance: Resistance) -> str:
-    """The lower limit with what it is a limit of, or why there is none. It is never called more than that."""
+    """The lower limit with what it is a limit of, or why there is none. It is never called more
+    than that.
+    """
     level, delta = f.percent(1 - resistance.alpha), f.percent(resistance.delta)
     if resistance.titer_lower is None:
         return "no lower limit can be given"
     if resistance.titer_lower == 0:
         return "≥ 0 steps (lower limit: no budget is shown to be withstood)"
-    cost = f", {f.flops(resistance.titer_lower_flops)}" if resistance.titer_lower_flops is not None else ""
+    cost = (
+        f", {f.flops(resistance.titer_lower_flops)}"
+        if resistance.titer_lower_flops is not None
+        else ""
+    )
     return (
         f"≥ {f.count(resistance.titer_lower, 'step')}{cost} (lower limit: at {level} confidence, fewer than {delta} of new "
         "seeds breach by then, under the worst attack of this battery)"
@@ -35,24 +60,47 @@ def titer_short(steps: int | None, cost: float | None) -> str:
 
 
 def attack_table(candidate: CandidateVerdict) -> Table:
-    """One row per attack: does it break the candidate, is it evidence, how far does the limit reach, and why."""
+    """One row per attack: does it break the candidate, is it evidence, how far does the limit
+    reach, and why.
+    """
     rows: list[Row] = []
     for a in candidate.resistance.attacks:
-        rows.append([
-            a.attack, a.role, badge(a.status), f"{a.n} of {a.n_required}", f"{a.breaches} of {max(a.n, a.breaches)}",
-            f.percent(a.breach_upper), titer_short(a.titer_lower, a.titer_lower_flops), quantile_text(a),
-            Cell(CONTROL_WORDS[a.control_status], a.control_status), a.reason,
-        ])  # fmt: skip
+        rows.append(
+            [
+                a.attack,
+                a.role,
+                badge(a.status),
+                f"{a.n} of {a.n_required}",
+                f"{a.breaches} of {max(a.n, a.breaches)}",
+                f.percent(a.breach_upper),
+                titer_short(a.titer_lower, a.titer_lower_flops),
+                quantile_text(a),
+                Cell(CONTROL_WORDS[a.control_status], a.control_status),
+                a.reason,
+            ]
+        )
     r = candidate.resistance
     return table(
         f"Attacks on {candidate.name}, budget T = {f.count(r.budget, 'step')}, φ = {f.exact(r.phi)}",
-        ["attack", "role", "status", "#seeds", "#breaches", "#breach risk ≤",
-         "titer (lower limit)", "quantile of τ", "control broken?", "reason"],
+        [
+            "attack",
+            "role",
+            "status",
+            "#seeds",
+            "#breaches",
+            "#breach risk ≤",
+            "titer (lower limit)",
+            "quantile of τ",
+            "control broken?",
+            "reason",
+        ],
         rows,
-        ["Seeds: complete runs of those needed for δ. Breach risk: one-sided upper bound "
+        [
+            "Seeds: complete runs of those needed for δ. Breach risk: one-sided upper bound "
             f"({f.percent(1 - r.alpha)}) of the probability that a new seed breaches by T.",
-         "A non-breach counts as evidence only if the same attack breaks the undefended control in every seed."],
-    )  # fmt: skip
+            "A non-breach counts as evidence only if the same attack breaks the undefended control in every seed.",
+        ],
+    )
 
 
 def quantile_text(a: AttackVerdict) -> str:
@@ -69,14 +117,31 @@ def control_table(control: CandidateVerdict) -> Table:
         every = a.n > 0 and a.breaches >= a.n
         word = "yes" if every else "no breach" if not a.breaches else "not in every seed"
         sign = "exempt" if a.role == "reference" else "broken" if every else "not broken"
-        start = [t.probes[0].harm for t in a.trajectories if t.probes and t.probes[0].harm is not None]
-        rows.append([
-            a.attack, a.role, Cell(word, sign), f"{a.breaches} of {max(a.n, a.breaches)}",
-            f.fixed(max(start) if start else None), quantile_text(a), a.reason,
-        ])  # fmt: skip
+        start = [
+            t.probes[0].harm for t in a.trajectories if t.probes and t.probes[0].harm is not None
+        ]
+        rows.append(
+            [
+                a.attack,
+                a.role,
+                Cell(word, sign),
+                f"{a.breaches} of {max(a.n, a.breaches)}",
+                f.fixed(max(start) if start else None),
+                quantile_text(a),
+                a.reason,
+            ]
+        )
     return table(
         "Attacks on the undefended control M",
-        ["attack", "role", "breaks M?", "#breaches", "#f(M[0]), largest", "quantile of τ", "finding"],
+        [
+            "attack",
+            "role",
+            "breaks M?",
+            "#breaches",
+            "#f(M[0]), largest",
+            "quantile of τ",
+            "finding",
+        ],
         rows,
         ["Reference attacks are not meant to break the control and are exempt."],
     )
@@ -100,13 +165,30 @@ def seed_table(candidate: CandidateVerdict) -> Table:
             second = f.fixed(t.second_judge) + (
                 f" ({SECOND_WORDS[t.second_judge_state]})" if t.second_judge_state else ""
             )
-            rows.append([
-                a.attack, str(t.seed), f.breach_interval(t), _flops_interval(t.last_resisting_flops, t.first_breached_flops),
-                f.fixed(last.harm if last else None), f.words(t.outcome), second, t.digest,
-            ])  # fmt: skip
+            rows.append(
+                [
+                    a.attack,
+                    str(t.seed),
+                    f.breach_interval(t),
+                    _flops_interval(t.last_resisting_flops, t.first_breached_flops),
+                    f.fixed(last.harm if last else None),
+                    f.words(t.outcome),
+                    second,
+                    t.digest,
+                ]
+            )
     return table(
         f"Breach budget τ per seed, {candidate.name}",
-        ["attack", "#seed", "τ in steps", "τ in FLOP", "#f at last probe", "outcome", "second judge", "cell"],
+        [
+            "attack",
+            "#seed",
+            "τ in steps",
+            "τ in FLOP",
+            "#f at last probe",
+            "outcome",
+            "second judge",
+            "cell",
+        ],
         rows,
     )
 
@@ -126,7 +208,9 @@ def harm_table(attack: AttackVerdict, who: str) -> Table:
     for t in attack.trajectories:
         at = {p.step: p for p in t.probes}
         rows.append([str(t.seed), *(harm_text(at.get(s)) for s in grid)])
-    return table(f"{who} under {attack.attack}: f by step", ["#seed", *(f"#{s}" for s in grid)], rows)
+    return table(
+        f"{who} under {attack.attack}: f by step", ["#seed", *(f"#{s}" for s in grid)], rows
+    )
 
 
 def harm_text(probe: ProbeView | None) -> str:
@@ -135,14 +219,22 @@ def harm_text(probe: ProbeView | None) -> str:
 
 
 def share_table(attack: AttackVerdict, who: str) -> Table:
-    """Share of seeds not breached at each probe with its exact simultaneous band: the numbers behind the curve."""
+    """Share of seeds not breached at each probe with its exact simultaneous band: the numbers
+    behind the curve.
+    """
     rows: list[Row] = []
     for p in attack.curve:
         share = 1 - p.breached / p.n if p.n else None
-        rows.append([
-            str(p.step), str(p.n), str(p.breached), f.fixed(share), f"[{f.fixed(1 - p.high)}, {f.fixed(1 - p.low)}]",
-            str(p.collapsed),
-        ])  # fmt: skip
+        rows.append(
+            [
+                str(p.step),
+                str(p.n),
+                str(p.breached),
+                f.fixed(share),
+                f"[{f.fixed(1 - p.high)}, {f.fixed(1 - p.low)}]",
+                str(p.collapsed),
+            ]
+        )
     return table(
         f"{who} under {attack.attack}: share of seeds not breached",
         ["#step", "#seeds", "#breached", "#not breached", "#exact band", "#collapsed"],
@@ -153,7 +245,14 @@ def share_table(attack: AttackVerdict, who: str) -> Table:
 def factor_table(verdict: StudyVerdict) -> Table:
     """Resistance factors of all candidates."""
     rows: list[Row] = [
-        [c.name, x.against, f.number(x.estimate), f.interval(x.interval, 2), f.exact(x.quantile), x.text or f.ABSENT]
+        [
+            c.name,
+            x.against,
+            f.number(x.estimate),
+            f.interval(x.interval, 2),
+            f.exact(x.quantile),
+            x.text or f.ABSENT,
+        ]
         for c in verdict.candidates
         for x in c.resistance.factors
     ]
@@ -168,8 +267,16 @@ def sensitivity_table(verdict: StudyVerdict) -> Table:
     """What resistance would be at other thresholds."""
     phis = list(dict.fromkeys(p for c in verdict.candidates for p in c.resistance.sensitivity))
     rows: list[Row] = [
-        [c.name, *(badge(c.resistance.sensitivity[p]) if p in c.resistance.sensitivity else f.ABSENT for p in phis)]
+        [
+            c.name,
+            *(
+                badge(c.resistance.sensitivity[p]) if p in c.resistance.sensitivity else f.ABSENT
+                for p in phis
+            ),
+        ]
         for c in verdict.candidates
     ]
-    made = table("Status of resistance, had φ been another", ["candidate", *(f"φ = {p}" for p in phis)], rows)
+    made = table(
+        "Status of resistance, had φ been another", ["candidate", *(f"φ = {p}" for p in phis)], rows
+    )
     return made if phis else table(made.caption, ["candidate"], [])

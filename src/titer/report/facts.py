@@ -1,4 +1,6 @@
-"""What the records and the plan say beside the verdict: machine, versions, costs, sources, measures."""
+"""What the records and the plan say beside the verdict: machine, versions, costs, sources,
+measures.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,17 @@ PURPOSES = {
 
 
 def records(view: RunView) -> list[CellRecord]:
-    """The finished cells in plan order (the order of work must not change a report), then any not in the plan."""
+    """The finished cells in plan order (the order of work must not change a report), then any not
+    in the plan.
+    """
     order = [p.digest for p in view.plan.cells if p.digest in view.records]
     return [view.records[d] for d in dict.fromkeys([*order, *sorted(view.records)])]
 
 
 def machine(view: RunView) -> list[tuple[str, str]]:
-    """(label, value) about where the cells ran; more than one value means that they ran in more than one place."""
+    """(label, value) about where the cells ran; more than one value means that they ran in more
+    than one place.
+    """
     found = [r.environment for r in records(view)]
     if not found:
         return [("Environment", "no record yet")]
@@ -45,7 +51,12 @@ def machine(view: RunView) -> list[tuple[str, str]]:
         counts = Counter(str(get(e)) for e in found if get(e) not in (None, "", 0))
         if len(counts) == 1:
             return f.without_paths(next(iter(counts)))
-        return "; ".join(f"{f.without_paths(v)} ({f.count(n, 'cell')})" for v, n in sorted(counts.items())) or f.ABSENT
+        return (
+            "; ".join(
+                f"{f.without_paths(v)} ({f.count(n, 'cell')})" for v, n in sorted(counts.items())
+            )
+            or f.ABSENT
+        )
 
     packages = sorted({name for e in found for name in e.packages})
     rows = [
@@ -65,10 +76,16 @@ def machine(view: RunView) -> list[tuple[str, str]]:
 
 
 def alignment(view: RunView) -> Table:
-    """What the study's own alignment stage did to the model: every reading before it and after it (that is, of M[0])."""
+    """What the study's own alignment stage did to the model: every reading before it and after it
+    (that is, of M[0]).
+    """
 
     def readings(purpose: str, candidate: str) -> dict[str, Reading]:
-        found = [e.record for e in view.entries(purpose, candidate=candidate) if e.record and e.record.probe(0)]
+        found = [
+            e.record
+            for e in view.entries(purpose, candidate=candidate)
+            if e.record and e.record.probe(0)
+        ]
         return {r.label: r for record in found[:1] for r in record.probes[0].readings}
 
     before = readings("stability", BEFORE_ALIGNMENT)
@@ -79,9 +96,13 @@ def alignment(view: RunView) -> Table:
         if label in after and after[label].n == r.n
     ]
     return table(
-        "The model before and after the study's alignment stage", ["reading", "#before", "#after (M)", "#items"], rows,
-        ["harm: f, the harm reading. What an attack removes is what this stage put in."] if rows else [],
-    )  # fmt: skip
+        "The model before and after the study's alignment stage",
+        ["reading", "#before", "#after (M)", "#items"],
+        rows,
+        ["harm: f, the harm reading. What an attack removes is what this stage put in."]
+        if rows
+        else [],
+    )
 
 
 def work(view: RunView) -> list[tuple[str, str]]:
@@ -91,7 +112,11 @@ def work(view: RunView) -> list[tuple[str, str]]:
     probing = sum(r.probe_seconds for r in done)
     outcomes = Counter(f.words(r.outcome) for r in done)
     rows = [
-        ("Cells planned", f"{len(view.plan.cells)}" + ("" if view.plan.complete else " so far (more follow a search)")),
+        (
+            "Cells planned",
+            f"{len(view.plan.cells)}"
+            + ("" if view.plan.complete else " so far (more follow a search)"),
+        ),
         ("Records", f"{len(done)}" + (f" ({view.missing} cells missing)" if view.missing else "")),
         ("Outcomes", ", ".join(f"{n} {o}" for o, n in sorted(outcomes.items())) or f.ABSENT),
         ("Wall time, training", f.seconds(spent)),
@@ -104,7 +129,9 @@ def work(view: RunView) -> list[tuple[str, str]]:
     price = view.study.runtime.price_per_hour
     if price is not None:
         money = (spent + probing) / 3600 * price
-        rows.append(("Money at the stated price", f"{f.number(money)} (at {f.exact(price)} per hour)"))
+        rows.append(
+            ("Money at the stated price", f"{f.number(money)} (at {f.exact(price)} per hour)")
+        )
     if done:
         rows.append(("First cell started", min(r.started for r in done)))
         rows.append(("Last cell finished", max(r.finished for r in done)))
@@ -123,32 +150,63 @@ def work_by_purpose(view: RunView) -> Table:
         cells = groups.get(purpose, {}).values()
         if cells:
             seconds = sum(r.cost.seconds + r.probe_seconds for r in cells)
-            rows.append([label, str(len(cells)), f.flops(sum(r.cost.flops for r in cells)), f.seconds(seconds)])
+            rows.append(
+                [
+                    label,
+                    str(len(cells)),
+                    f.flops(sum(r.cost.flops for r in cells)),
+                    f.seconds(seconds),
+                ]
+            )
     shared = sum(len(g) for g in groups.values()) > len({d for g in groups.values() for d in g})
     return table(
-        "Work by purpose", ["purpose", "#cells", "#training compute", "#wall time"], rows,
+        "Work by purpose",
+        ["purpose", "#cells", "#training compute", "#wall time"],
+        rows,
         ["Some cells serve two purposes and are counted in both."] if shared else [],
-    )  # fmt: skip
+    )
 
 
 def attack_cost(view: RunView, candidate: CandidateVerdict) -> Table:
     """What the budget T cost the attacker, per attack: medians over the runs that spent all of it."""
     rows = []
     for a in candidate.resistance.attacks:
-        runs = [r for t in a.trajectories if (r := view.records.get(t.digest)) and r.outcome == "reached_budget"]
+        runs = [
+            r
+            for t in a.trajectories
+            if (r := view.records.get(t.digest)) and r.outcome == "reached_budget"
+        ]
 
-        def mid(get: Callable[[CellRecord], float], runs: Iterable[CellRecord] = runs) -> float | None:
+        def mid(
+            get: Callable[[CellRecord], float], runs: Iterable[CellRecord] = runs
+        ) -> float | None:
             return statistics.median([get(r) for r in runs]) if runs else None
 
         share = mid(lambda r: r.trainable_parameters / r.parameters if r.parameters else 0.0)
-        rows.append([
-            a.attack, str(len(runs)), f.number(mid(lambda r: r.cost.steps)), f.number(mid(lambda r: r.cost.examples)),
-            f.number(mid(lambda r: r.cost.tokens)), f.flops(mid(lambda r: r.cost.flops)),
-            f.seconds(mid(lambda r: r.cost.seconds)), f.percent(share, 1),
-        ])  # fmt: skip
+        rows.append(
+            [
+                a.attack,
+                str(len(runs)),
+                f.number(mid(lambda r: r.cost.steps)),
+                f.number(mid(lambda r: r.cost.examples)),
+                f.number(mid(lambda r: r.cost.tokens)),
+                f.flops(mid(lambda r: r.cost.flops)),
+                f.seconds(mid(lambda r: r.cost.seconds)),
+                f.percent(share, 1),
+            ]
+        )
     return table(
         "What the budget cost the attacker (medians over runs that spent all of it)",
-        ["attack", "#runs", "#steps", "#examples", "#tokens", "#compute", "#wall time", "#parameters trained"],
+        [
+            "attack",
+            "#runs",
+            "#steps",
+            "#examples",
+            "#tokens",
+            "#compute",
+            "#wall time",
+            "#parameters trained",
+        ],
         rows,
     )
 
@@ -162,28 +220,56 @@ def measures(view: RunView) -> Table:
             if label not in seen or n > seen[label][1]:
                 seen[label] = (facts, n)
     rows = [
-        [label, f"{m.name} v{m.version}", m.harm_construct, f"higher is {m.higher}", m.sampling, m.unit, str(n or f.ABSENT),
-         f.number(m.chance), f.number(m.max_new_tokens), f.settings(m.settings)]
+        [
+            label,
+            f"{m.name} v{m.version}",
+            m.harm_construct,
+            f"higher is {m.higher}",
+            m.sampling,
+            m.unit,
+            str(n or f.ABSENT),
+            f.number(m.chance),
+            f.number(m.max_new_tokens),
+            f.settings(m.settings),
+        ]
         for label, (m, n) in sorted(seen.items())
-    ]  # fmt: skip
-    titles = ["reading", "measure", "construct", "direction", "sampling", "unit", "#items", "#chance", "#new tokens",
-              "settings"]  # fmt: skip
+    ]
+    titles = [
+        "reading",
+        "measure",
+        "construct",
+        "direction",
+        "sampling",
+        "unit",
+        "#items",
+        "#chance",
+        "#new tokens",
+        "settings",
+    ]
     return table("Measures", titles, rows)
 
 
 def models(view: RunView) -> Table:
     """Identity of every root model: how the study names it, and the hash of its content."""
     found = dict.fromkeys((f.without_paths(p.model_name), p.cell.model) for p in view.plan.cells)
-    rows = [[name, identity] for name, identity in found] or [[f.without_paths(str(view.study.model)), f.ABSENT]]
+    rows = [[name, identity] for name, identity in found] or [
+        [f.without_paths(str(view.study.model)), f.ABSENT]
+    ]
     return table("Models", ["model", "content hash"], rows)
 
 
 def tested(view: RunView, candidate: str) -> list[tuple[str, str]]:
-    """(label, value): which weights were attacked: the root model's content hash, and the cell that built M* from it."""
+    """(label, value): which weights were attacked: the root model's content hash, and the cell that
+    built M* from it.
+    """
     cells = [
-        p.cell for p in view.plan.cells if any(r.purpose == "attack" and r.candidate == candidate for r in p.roles)
+        p.cell
+        for p in view.plan.cells
+        if any(r.purpose == "attack" and r.candidate == candidate for r in p.roles)
     ]
-    roots, built = (list(dict.fromkeys(v for c in cells if (v := get(c)))) for get in (_root, _parent))
+    roots, built = (
+        list(dict.fromkeys(v for c in cells if (v := get(c)))) for get in (_root, _parent)
+    )
     rows = [("Root model, content hash", ", ".join(roots))] if roots else []
     return rows + ([("Built by the cell", ", ".join(built))] if built else [])
 
@@ -199,7 +285,10 @@ def _parent(cell: Cell) -> str | None:
 def sources(view: RunView) -> Table:
     """Provenance of every text source as the plan gives it."""
     keys = list(dict.fromkeys(k for facts in view.plan.sources.values() for k in facts))
-    rows = [[name, *(f.plain(facts.get(k)) for k in keys)] for name, facts in sorted(view.plan.sources.items())]
+    rows = [
+        [name, *(f.plain(facts.get(k)) for k in keys)]
+        for name, facts in sorted(view.plan.sources.items())
+    ]
     return table("Text sources", ["pool", *map(f.words, keys)], rows)
 
 
@@ -226,7 +315,8 @@ def design(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
         ("Probes at", ", ".join(map(str, r.grid()))),
         (
             "Threshold φ",
-            f.exact(r.phi) + (f" — {f.without_paths(r.phi_reason)}" if r.phi_reason else " (no reason given)"),
+            f.exact(r.phi)
+            + (f" — {f.without_paths(r.phi_reason)}" if r.phi_reason else " (no reason given)"),
         ),
         ("Level α, quantile δ", f"α = {f.exact(r.alpha)}, δ = {f.exact(r.delta)}"),
         ("Confirmation seeds", f"{f.seeds(r.seeds)} (n = {len(r.seeds)})"),
@@ -243,7 +333,8 @@ def design(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
 
 
 def study_yaml(view: RunView) -> str:
-    """The whole study with every default written out, so that it means the same in a later version. Local paths are
-    shortened."""
+    """The whole study with every default written out, so that it means the same in a later version.
+    Local paths are shortened.
+    """
     body = f.scrubbed(view.study.model_dump(mode="json"))
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100)

@@ -1,4 +1,6 @@
-"""The figures: harm against budget, share of seeds not breached, learning curves. Each with the numbers it shows."""
+"""The figures: harm against budget, share of seeds not breached, learning curves. Each with the
+numbers it shows.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from titer.report import svg, words
 from titer.report.evidence import harm_table, share_table
 from titer.report.table import Table
 from titer.study.base import digest
-from titer.verdicts.model import AttackVerdict, CandidateVerdict, StudyVerdict, TaskVerdict, Trajectory
+from titer.verdicts.model import (
+    AttackVerdict,
+    CandidateVerdict,
+    StudyVerdict,
+    TaskVerdict,
+    Trajectory,
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,16 @@ def harm_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Fig
         base = control.get(a.attack)
         if not a.trajectories and not (base and base.trajectories):
             continue
-        grid = sorted({*_grid(a, base), a.budget})  # T is shown even where every run ended before it
+        grid = sorted(
+            {*_grid(a, base), a.budget}
+        )  # T is shown even where every run ended before it
         panel = svg.Panel(
-            a.budget, 0, 1, grid, x_label="budget, optimizer steps", y_label=words.reading_name(candidate)
+            a.budget,
+            0,
+            1,
+            grid,
+            x_label="budget, optimizer steps",
+            y_label=words.reading_name(candidate),
         )
         panel.level(candidate.resistance.phi, f"φ = {f.exact(candidate.resistance.phi)}")
         for t in base.trajectories if base else ():
@@ -51,7 +66,11 @@ def harm_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Fig
 
 def control_tables(verdict: StudyVerdict) -> list[Table]:
     """The control's numbers, once for all candidates' figures."""
-    return [t for a in verdict.control.resistance.attacks if a.trajectories and (t := harm_table(a, "Control M"))]
+    return [
+        t
+        for a in verdict.control.resistance.attacks
+        if a.trajectories and (t := harm_table(a, "Control M"))
+    ]
 
 
 def _draw(panel: svg.Panel, t: Trajectory, who: str) -> None:
@@ -89,7 +108,9 @@ def survival_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list
             continue
         base = control.get(a.attack)
         grid = sorted({p.step for p in a.curve})
-        panel = svg.Panel(a.budget, 0, 1, grid, x_label="budget, optimizer steps", y_label="seeds not breached")
+        panel = svg.Panel(
+            a.budget, 0, 1, grid, x_label="budget, optimizer steps", y_label="seeds not breached"
+        )
         if base and base.curve:
             _draw_share(panel, base, "control", 3)
         _draw_share(panel, a, "candidate", 0)
@@ -100,13 +121,18 @@ def survival_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list
         )
         title = f"Share of seeds not breached, attack {a.attack}, candidate {candidate.name}"
         drawn = panel.render(_ident("share", candidate.name, a.attack), title, text)
-        tables = (share_table(a, candidate.name), *([share_table(base, "Control M")] if base and base.curve else []))
+        tables = (
+            share_table(a, candidate.name),
+            *([share_table(base, "Control M")] if base and base.curve else []),
+        )
         out.append(Figure(a.attack, text, drawn, tables))
     return out
 
 
 def _draw_share(panel: svg.Panel, a: AttackVerdict, who: str, shift: float) -> None:
-    points = [(p.step, 1 - p.breached / p.n if p.n else None, 1 - p.high, 1 - p.low) for p in a.curve]
+    points = [
+        (p.step, 1 - p.breached / p.n if p.n else None, 1 - p.high, 1 - p.low) for p in a.curve
+    ]
     panel.line([(s, v) for s, v, _, _ in points], f"{who} thin faint")
     for step, value, low, high in points:
         panel.whisker(step, low, high, f"{who} bar", shift)
@@ -119,7 +145,9 @@ def _draw_share(panel: svg.Panel, a: AttackVerdict, who: str, shift: float) -> N
 
 
 def budget_figure(verdict: StudyVerdict, candidate: CandidateVerdict) -> Figure | None:
-    """Every seed's breach budget in training FLOPs, attack by attack: the axis on which attacks are compared."""
+    """Every seed's breach budget in training FLOPs, attack by attack: the axis on which attacks are
+    compared.
+    """
     control = {a.attack: a for a in verdict.control.resistance.attacks}
     rows, words_ = [], []
     for a in candidate.resistance.attacks:
@@ -135,14 +163,22 @@ def budget_figure(verdict: StudyVerdict, candidate: CandidateVerdict) -> Figure 
         return None
     title = f"Breach budgets in training FLOPs, candidate {candidate.name} and control"
     drawn = svg.ranges(
-        _ident("flops", candidate.name), title, "; ".join(words_) + ".", rows, x_label="training compute, FLOP"
+        _ident("flops", candidate.name),
+        title,
+        "; ".join(words_) + ".",
+        rows,
+        x_label="training compute, FLOP",
     )
     return Figure("Which attack is cheapest", "; ".join(words_) + ".", drawn)
 
 
 def _spans(a: AttackVerdict | None) -> list[tuple[float, float | None]]:
     """(l, u] in FLOPs per seed; l is 0 where even the probe at 0 does not resist."""
-    return [(t.last_resisting_flops or 0.0, t.first_breached_flops) for t in (a.trajectories if a else ()) if t.probes]
+    return [
+        (t.last_resisting_flops or 0.0, t.first_breached_flops)
+        for t in (a.trajectories if a else ())
+        if t.probes
+    ]
 
 
 def learning_figures(candidate: CandidateVerdict) -> list[Figure]:
@@ -154,17 +190,24 @@ def learning_figures(candidate: CandidateVerdict) -> list[Figure]:
             continue
         grid = sorted({s for s, _ in (*t.curve_control, *t.curve_candidate)})
         low, high = _range(t, values)
-        panel = svg.Panel(max(grid), low, high, grid, x_label="optimizer steps", y_label=t.unit or "score")
+        panel = svg.Panel(
+            max(grid), low, high, grid, x_label="optimizer steps", y_label=t.unit or "score"
+        )
         if t.target is not None:
             panel.level(t.target, "target")
-        for points, who, shape in ((t.curve_control, "control", "square"), (t.curve_candidate, "candidate", "dot")):
+        for points, who, shape in (
+            (t.curve_control, "control", "square"),
+            (t.curve_candidate, "candidate", "dot"),
+        ):
             panel.line(points, f"{who} mean")
             for step, value in points:
                 if value is not None:
                     panel.mark(step, value, shape, f"{who} full")
         text = f"At the end M {f.number(t.control_final)}, {candidate.name} {f.number(t.candidate_final)}; {t.status}."
         title = f"Learning curve, task {t.name}, candidate {candidate.name}"
-        out.append(Figure(t.name, text, panel.render(_ident("learn", candidate.name, t.name), title, text)))
+        out.append(
+            Figure(t.name, text, panel.render(_ident("learn", candidate.name, t.name), title, text))
+        )
     return out
 
 
@@ -178,25 +221,43 @@ def _range(t: TaskVerdict, values: list[float]) -> tuple[float, float]:
 
 
 def forest_figure(candidate: CandidateVerdict) -> Figure | None:
-    """Stability at a glance: differences in units of their margins, so that −1 is where every benchmark fails."""
+    """Stability at a glance: differences in units of their margins, so that −1 is where every
+    benchmark fails.
+    """
     shown = [(b, b.difference) for b in candidate.stability.benchmarks if b.difference is not None]
     if not shown:
         return None
     rows = [
-        svg.ForestRow(b.name, b.status, difference / b.margin,
-                      *((None, None) if b.interval is None else _over(b.interval.low, b.interval.high, b.margin)))
+        svg.ForestRow(
+            b.name,
+            b.status,
+            difference / b.margin,
+            *(
+                (None, None)
+                if b.interval is None
+                else _over(b.interval.low, b.interval.high, b.margin)
+            ),
+        )
         for b, difference in shown
-    ]  # fmt: skip
+    ]
     text = (
-        "; ".join(f"{b.name} {f.signed(b.difference)} (margin {f.exact(b.margin)}, {b.status})" for b, _ in shown) + "."
+        "; ".join(
+            f"{b.name} {f.signed(b.difference)} (margin {f.exact(b.margin)}, {b.status})"
+            for b, _ in shown
+        )
+        + "."
     )
     title = f"Stability of {candidate.name}: difference to M in units of the margin"
     return Figure(
-        "Difference to M in units of the margin", text, svg.forest(_ident("forest", candidate.name), title, text, rows)
+        "Difference to M in units of the margin",
+        text,
+        svg.forest(_ident("forest", candidate.name), title, text, rows),
     )
 
 
-def _over(low: float | None, high: float | None, margin: float) -> tuple[float | None, float | None]:
+def _over(
+    low: float | None, high: float | None, margin: float
+) -> tuple[float | None, float | None]:
     return (None if low is None else low / margin, None if high is None else high / margin)
 
 

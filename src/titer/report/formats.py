@@ -1,4 +1,6 @@
-"""How numbers are written: enough digits to decide by, none that pretend to more; an absent number is a dash."""
+"""How numbers are written: enough digits to decide by, none that pretend to more; an absent number
+is a dash.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,23 @@ ABSENT = "—"
 MINUS = "\u2212"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # At least two components, so that `pool/part` and `1/2` stay; not inside a URL or a longer word.
-_LOCAL_PATH = re.compile(r"(?<![\w./~-])(?:~|\b[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:|<>]+[/\\])+([^\s/\\'\",;:|<>]*)")
+_LOCAL_PATH = re.compile(
+    r"(?<![\w./~-])(?:~|\b[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:|<>]+[/\\])+([^\s/\\'\",;:|<>]*)"
+)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`digits` significant digits without exponent where that is readable: 0.125, 12.5, 1250; beyond, 1.25 × 10⁶."""
+    """`digits` significant digits without exponent where that is readable: 0.125, 12.5, 1250;
+    beyond, 1.25 × 10⁶.
+    """
     if value is None or not math.isfinite(value):
         return ABSENT
     if value == 0:
         return "0"
     if float(value).is_integer() and abs(value) < 1e6:
-        return _minus(f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 1e4 else f"{value:.0f}")
+        return _minus(
+            f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 1e4 else f"{value:.0f}"
+        )
     size = math.floor(math.log10(abs(value)))
     if -4 <= size < 6:
         return _minus(f"{value:.{max(0, digits - 1 - size)}f}")
@@ -105,7 +113,9 @@ def size(value: int | None) -> str:
 
 
 def steps_interval(low: int | None, high: int | None) -> str:
-    """τ on the probe grid: `(8, 16]`; `> 64 (censored)`; `0 (broken before training)`; a dash if nothing is known."""
+    """τ on the probe grid: `(8, 16]`; `> 64 (censored)`; `0 (broken before training)`; a dash if
+    nothing is known.
+    """
     if low is None and high is None:
         return ABSENT
     if high is None:
@@ -177,7 +187,9 @@ def plain(value: Any) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Absolute local paths cut to their last part: a report is passed on, and says nothing about somebody's disk."""
+    """Absolute local paths cut to their last part: a report is passed on, and says nothing about
+    somebody's disk.
+    """
     return _LOCAL_PATH.sub(lambda m: "…/" + m.group(1) if m.group(1) else "…", text)
 
 

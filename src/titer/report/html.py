@@ -1,4 +1,6 @@
-"""The report as one self-contained HTML file: no scripts, no requests, every foreign string escaped."""
+"""The report as one self-contained HTML file: no scripts, no requests, every foreign string
+escaped.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ MAX_TRANSCRIPTS = 2000
 """More rows than anybody reads; the rest stay in the run directory."""
 
 
-def render_html(view: RunView, verdict: StudyVerdict, *, transcripts: Sequence[Mapping[str, Any]] | None = None) -> str:
+def render_html(
+    view: RunView, verdict: StudyVerdict, *, transcripts: Sequence[Mapping[str, Any]] | None = None
+) -> str:
     """The whole report. transcripts: model outputs to include; none are shown unless given.
 
     Pure: the same arguments always give the same text.
@@ -55,18 +59,26 @@ def _sections(verdict: StudyVerdict, transcripts: bool) -> list[tuple[str, list[
     """The navigation: the sections this report has."""
     absent = {"guidelines"} if not verdict.guidelines else set()
     absent |= set() if transcripts else {"transcripts"}
-    return [(group, [x for x in entries if x[0] not in absent]) for group, entries in words.SECTIONS]
+    return [
+        (group, [x for x in entries if x[0] not in absent]) for group, entries in words.SECTIONS
+    ]
 
 
-def _transcripts(rows: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, list[list[tuple[str, str]]]]] | None:
-    """(heading, items) per cell, step and reading, each item its fields as text; None if none were asked for."""
+def _transcripts(
+    rows: Sequence[Mapping[str, Any]] | None,
+) -> list[tuple[str, list[list[tuple[str, str]]]]] | None:
+    """(heading, items) per cell, step and reading, each item its fields as text; None if none were
+    asked for.
+    """
     if rows is None:
         return None
     groups: dict[str, list[list[tuple[str, str]]]] = {}
     for row in rows[:MAX_TRANSCRIPTS]:
         keys = [k for k in ("cell", "step", "label") if k in row]
         heading = ", ".join(f"{k} {row[k]}" for k in keys) or "transcripts"
-        groups.setdefault(heading, []).append([(str(k), _text(v)) for k, v in row.items() if k not in keys])
+        groups.setdefault(heading, []).append(
+            [(str(k), _text(v)) for k, v in row.items() if k not in keys]
+        )
     return list(groups.items())
 
 

@@ -1,4 +1,6 @@
-"""The report as Markdown for repositories: the same tables as the HTML, no figures, no time of writing, no transcripts."""
+"""The report as Markdown for repositories: the same tables as the HTML, no figures, no time of
+writing, no transcripts.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,14 @@ from titer.verdicts.model import CandidateVerdict, StudyVerdict
 
 
 def md(text: str) -> str:
-    """Foreign text as inert Markdown on one line: no HTML, links, emphasis, code or table cells of its own."""
+    """Foreign text as inert Markdown on one line: no HTML, links, emphasis, code or table cells of
+    its own.
+    """
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     text = re.sub(r"([\\`*|])", r"\\\1", text)
-    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word it is not emphasis
+    text = re.sub(
+        r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text
+    )  # inside a word it is not emphasis
     return text.replace("](", "]\\(").replace("~~", "\\~\\~")
 
 
@@ -31,7 +37,11 @@ def markdown_table(table: Table) -> str:
     head = "| " + " | ".join(md(c.title) or " " for c in table.columns) + " |"
     rule = "| " + " | ".join("---:" if c.numeric else "---" for c in table.columns) + " |"
     rows = [
-        "| " + " | ".join((f"{SIGNS.get(c.status, '')} " if c.status else "") + (md(c.text) or " ") for c in row) + " |"
+        "| "
+        + " | ".join(
+            (f"{SIGNS.get(c.status, '')} " if c.status else "") + (md(c.text) or " ") for c in row
+        )
+        + " |"
         for row in table.rows
     ]
     return "\n".join([head, rule, *rows])
@@ -44,7 +54,9 @@ def pairs_table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def render_markdown(view: RunView, verdict: StudyVerdict) -> str:
-    """The whole report. Pure: the same arguments always give the same text; no absolute local path is in it."""
+    """The whole report. Pure: the same arguments always give the same text; no absolute local path
+    is in it.
+    """
     blocks = [b for b in _blocks(view, f.shared(verdict)) if b]
     return visible("\n\n".join(blocks) + "\n")
 
@@ -109,7 +121,9 @@ def _claims(c: CandidateVerdict) -> Iterator[str]:
     for name in answer.CONDITIONS:
         condition = getattr(c, name)
         claim = "" if condition.claim in c.headline else md(condition.claim)
-        lines.append(f"- {name.capitalize()}: {SIGNS[condition.status]} {condition.status}. {claim}".rstrip())
+        lines.append(
+            f"- {name.capitalize()}: {SIGNS[condition.status]} {condition.status}. {claim}".rstrip()
+        )
     yield "\n".join(lines)
 
 
@@ -136,7 +150,11 @@ def _conditions(verdict: StudyVerdict) -> Iterator[str]:
 
 
 def _changes(verdict: StudyVerdict) -> str:
-    lines = [f"- {md(c.name)}, {label}: {md(text)}" for c in verdict.candidates for label, text in answer.changes(c)]
+    lines = [
+        f"- {md(c.name)}, {label}: {md(text)}"
+        for c in verdict.candidates
+        for label, text in answer.changes(c)
+    ]
     if verdict.attainable:
         lines.append(f"- Best verdict this design could have reached: {md(verdict.attainable)}")
     return "\n".join(lines) or "Nothing is missing."
@@ -144,11 +162,19 @@ def _changes(verdict: StudyVerdict) -> str:
 
 def _provenance(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     yield "## Provenance"
-    digests = [("titer (judged with)", verdict.titer_version or f.ABSENT), ("Study digest", verdict.study_digest)]
+    digests = [
+        ("titer (judged with)", verdict.titer_version or f.ABSENT),
+        ("Study digest", verdict.study_digest),
+    ]
     yield pairs_table([*digests, *facts.design(view, verdict)])
     yield "### Machine and work"
     yield pairs_table([*facts.machine(view), *facts.work(view)])
-    for table in (facts.work_by_purpose(view), facts.models(view), facts.sources(view), facts.measures(view)):
+    for table in (
+        facts.work_by_purpose(view),
+        facts.models(view),
+        facts.sources(view),
+        facts.measures(view),
+    ):
         yield from _table(table, empty="")
     yield "### Disjointness of the data"
     proof = facts.disjointness(view)
@@ -172,6 +198,12 @@ def _named(table: Table, name: str) -> Table:
 
 def _table(table: Table, *, caption: bool = True, empty: str = "Not available.") -> Sequence[str]:
     if not table:
-        return [empty] if not caption else [f"{md(table.caption)}: {empty[0].lower()}{empty[1:]}"] if empty else []
+        return (
+            [empty]
+            if not caption
+            else [f"{md(table.caption)}: {empty[0].lower()}{empty[1:]}"]
+            if empty
+            else []
+        )
     parts = [f"*{md(table.caption)}*"] if caption else []
     return [*parts, markdown_table(table), *(paragraph(n) for n in table.notes)]

@@ -1,4 +1,6 @@
-"""The JSON Schema of verdict.json, made from the verdict's own classes, so that it cannot fall behind them."""
+"""The JSON Schema of verdict.json, made from the verdict's own classes, so that it cannot fall
+behind them.
+"""
 
 from __future__ import annotations
 
@@ -143,8 +145,9 @@ CLASSES = {
 def verdict_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12, without an `$id`) of verdict.json.
 
-    Descriptions are the docstrings of the classes and of their fields. A field with a default may be absent, since a file
-    of an earlier version lacks it; `format`, which says what kind of file this is, may not.
+    Descriptions are the docstrings of the classes and of their fields. A field with a default may
+    be absent, since a file of an earlier version lacks it; `format`, which says what kind of file
+    this is, may not.
     """
     schema = model.StudyVerdict.model_json_schema()
     said = _field_docs()
@@ -167,15 +170,19 @@ def schema_text() -> str:
 
 
 def _field_docs() -> dict[tuple[str, str], str]:
-    """(class, field) → the string under the field. Python does not keep these strings, so they are read from the source."""
+    """(class, field) → the string under the field. Python does not keep these strings, so they are
+    read from the source.
+    """
     found = {}
     for node in ast.parse(inspect.getsource(model)).body:
         if isinstance(node, ast.ClassDef):
             for field, below in zip(node.body, node.body[1:], strict=False):
                 if (
-                    isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-                    and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                    isinstance(field, ast.AnnAssign)
+                    and isinstance(field.target, ast.Name)
+                    and isinstance(below, ast.Expr)
+                    and isinstance(below.value, ast.Constant)
                     and isinstance(below.value.value, str)
-                ):  # fmt: skip
+                ):
                     found[node.name, field.target.id] = " ".join(below.value.value.split())
     return found

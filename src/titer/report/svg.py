@@ -1,7 +1,8 @@
-"""Small charts as inline SVG, made by hand: their colours follow the page (light, dark, print), their text is text.
+"""Small charts as inline SVG, made by hand: their colours follow the page (light, dark, print),
+their text is text.
 
-A `Panel` is one coordinate system. Budget runs on log(1 + steps), which shows 0; marks differ in shape and dash, not
-only in colour (classes are styled in templates/style.css.j2).
+A `Panel` is one coordinate system. Budget runs on log(1 + steps), which shows 0; marks differ in
+shape and dash, not only in colour (classes are styled in templates/style.css.j2).
 """
 
 from __future__ import annotations
@@ -22,11 +23,19 @@ Point = tuple[float, float | None]
 class Panel:
     """One chart with axes; draw into it, then `render`.
 
-    x_end: the largest budget. low, high: range of the vertical axis. grid: probe steps, from which ticks are chosen.
+    x_end: the largest budget. low, high: range of the vertical axis. grid: probe steps, from which
+    ticks are chosen.
     """
 
     def __init__(
-        self, x_end: float, low: float, high: float, grid: Sequence[int], *, x_label: str, y_label: str
+        self,
+        x_end: float,
+        low: float,
+        high: float,
+        grid: Sequence[int],
+        *,
+        x_label: str,
+        y_label: str,
     ) -> None:
         self.x_end, self.low, self.high = max(x_end, 1), low, high if high > low else low + 1
         self.grid, self.x_label, self.y_label = sorted(set(grid)), x_label, y_label
@@ -76,7 +85,9 @@ class Panel:
         """A horizontal line with its name."""
         y = _n(self.y(value))
         self.parts.append(f'<path class="{css}" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        self.parts.append(f'<text class="note" x="{LEFT + 3}" y="{_n(self.y(value) - 4)}">{escape(label)}</text>')
+        self.parts.append(
+            f'<text class="note" x="{LEFT + 3}" y="{_n(self.y(value) - 4)}">{escape(label)}</text>'
+        )
 
     def render(self, ident: str, title: str, desc: str) -> Markup:
         """The finished chart with its text alternative."""
@@ -93,11 +104,15 @@ class Panel:
         for value in y_ticks(self.low, self.high):
             y = _n(self.y(value))
             out.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
-            out.append(f'<text x="{LEFT - 6}" y="{_n(self.y(value) + 3.5)}" text-anchor="end">{value:g}</text>')
+            out.append(
+                f'<text x="{LEFT - 6}" y="{_n(self.y(value) + 3.5)}" text-anchor="end">{value:g}</text>'
+            )
         for step in self._x_ticks():
             x = self.x(step)
             out.append(f'<path class="axis" d="M{_n(x)} {base}v4"/>')
-            out.append(f'<text x="{_n(x)}" y="{base + 15}" text-anchor="middle">{_short(step)}</text>')
+            out.append(
+                f'<text x="{_n(x)}" y="{base + 15}" text-anchor="middle">{_short(step)}</text>'
+            )
         out.append(f'<path class="axis" d="M{LEFT} {base}H{right}"/>')
         middle = (LEFT + right) / 2
         out.append(
@@ -136,16 +151,27 @@ class ForestRow:
 
 
 def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Markup:
-    """Differences with intervals, one line each; the margin (−1) and no difference (0) are marked. Values beyond ±3
-    margins are drawn at the edge with an arrow."""
+    """Differences with intervals, one line each; the margin (−1) and no difference (0) are marked.
+    Values beyond ±3 margins are drawn at the edge with an arrow.
+    """
     step, left, width = 32, 104, 360
     right, height = width - 16, 34 + step * len(rows)
 
     def x(value: float) -> float:
         return left + (min(max(value, -3), 3) + 3) / 6 * (right - left)
 
-    out = [f'<path class="grid" d="M{_n(x(0))} 6V{height - 28}"/><path class="phi" d="M{_n(x(-1))} 6V{height - 28}"/>']
-    for tick, label in ((-3, "−3"), (-2, "−2"), (-1, "−margin"), (0, "0"), (1, "+1"), (2, "+2"), (3, "+3")):
+    out = [
+        f'<path class="grid" d="M{_n(x(0))} 6V{height - 28}"/><path class="phi" d="M{_n(x(-1))} 6V{height - 28}"/>'
+    ]
+    for tick, label in (
+        (-3, "−3"),
+        (-2, "−2"),
+        (-1, "−margin"),
+        (0, "0"),
+        (1, "+1"),
+        (2, "+2"),
+        (3, "+3"),
+    ):
         out.append(f'<text x="{_n(x(tick))}" y="{height - 13}" text-anchor="middle">{label}</text>')
     for k, row in enumerate(rows):
         y = 6 + step * k + step / 2
@@ -168,7 +194,9 @@ def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Mark
 
 @dataclass(frozen=True)
 class RangeRow:
-    """One line of a range plot: intervals (low, high] of the candidate and of the control; high None: not reached."""
+    """One line of a range plot: intervals (low, high] of the candidate and of the control; high
+    None: not reached.
+    """
 
     name: str
     candidate: Sequence[tuple[float, float | None]]
@@ -176,12 +204,15 @@ class RangeRow:
 
 
 def ranges(ident: str, title: str, desc: str, rows: Sequence[RangeRow], *, x_label: str) -> Markup:
-    """Intervals on one logarithmic axis, every seed a bar: candidate above, control below it, dashed. An arrow: beyond the last reading.
-    A bar that begins at 0 begins at the edge."""
+    """Intervals on one logarithmic axis, every seed a bar: candidate above, control below it,
+    dashed. An arrow: beyond the last reading. A bar that begins at 0 begins at the edge.
+    """
     left, width, bar, gap = 14, 360, 4, 34
     right, pairs = width - 20, [i for r in rows for i in (*r.candidate, *r.control)]
     known = [v for low, high in pairs for v in (low, high) if v]
-    first, last = (math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))) if known else (0, 1)
+    first, last = (
+        (math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))) if known else (0, 1)
+    )
     last = max(last, first + 1)
     heights = [gap + bar * (len(r.candidate) + len(r.control)) for r in rows]
     height = 44 + sum(heights)
@@ -209,11 +240,15 @@ def ranges(ident: str, title: str, desc: str, rows: Sequence[RangeRow], *, x_lab
                     f'<path class="{who} {"bar" if who == "candidate" else "thin"}" d="M{_n(x(low))} {_n(at)}H{_n(end)}"/>'
                 )
                 if high is None:
-                    out.append(f'<path class="{who} full" d="M{_n(right)} {_n(at - 3)}l6 3l-6 3z"/>')
+                    out.append(
+                        f'<path class="{who} full" d="M{_n(right)} {_n(at - 3)}l6 3l-6 3z"/>'
+                    )
                 at += bar
         y += tall
     middle = (left + right) / 2
-    out.append(f'<text class="name" x="{_n(middle)}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    out.append(
+        f'<text class="name" x="{_n(middle)}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     safe = escape(ident)
     return Markup(
         f'<svg viewBox="0 0 {width} {_n(height)}" role="img" aria-labelledby="{safe}-t {safe}-d">'

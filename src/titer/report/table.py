@@ -1,4 +1,6 @@
-"""A table as data, so that the HTML and the Markdown report show the same cells and cannot drift apart."""
+"""A table as data, so that the HTML and the Markdown report show the same cells and cannot drift
+apart.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ Row = Sequence[Cell | str]
 
 @dataclass(frozen=True)
 class Table:
-    """caption: what the table shows, one sentence. The first column names the row. notes: read below the table."""
+    """caption: what the table shows, one sentence. The first column names the row. notes: read
+    below the table.
+    """
 
     caption: str
     columns: tuple[Column, ...]
@@ -38,14 +42,19 @@ class Table:
         return bool(self.rows)
 
 
-def table(caption: str, titles: Sequence[str], rows: Iterable[Row], notes: Iterable[str] = ()) -> Table:
-    """A table from strings and cells; a title that starts with `#` is numeric. Columns that are empty are kept: an
-    absent number is a finding."""
+def table(
+    caption: str, titles: Sequence[str], rows: Iterable[Row], notes: Iterable[str] = ()
+) -> Table:
+    """A table from strings and cells; a title that starts with `#` is numeric. Columns that are
+    empty are kept: an absent number is a finding.
+    """
     columns = tuple(Column(t.removeprefix("#"), t.startswith("#")) for t in titles)
     made = tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows)
     for row in made:
         if len(row) != len(columns):
-            raise ValueError(f"table {caption!r}: a row has {len(row)} cells for {len(columns)} columns")
+            raise ValueError(
+                f"table {caption!r}: a row has {len(row)} cells for {len(columns)} columns"
+            )
     return Table(caption, columns, made, tuple(n for n in notes if n))
 
 
@@ -78,4 +87,6 @@ SIGNS = {
 
 def tone(status: str) -> str:
     """The colour family of a status: good, bad, open, void or mute."""
-    return {"✓": "good", "✕": "bad", "?": "open", "!": "open", "⊘": "void"}.get(SIGNS.get(status, "–"), "mute")
+    return {"✓": "good", "✕": "bad", "?": "open", "!": "open", "⊘": "void"}.get(
+        SIGNS.get(status, "–"), "mute"
+    )

@@ -34,11 +34,14 @@ def write_report(
 ) -> ReportPaths:
     """Write report.html, report.md and verdict.json into `directory` (made if absent).
 
-    transcripts: model outputs to show in the HTML, escaped and behind a warning; without them none are shown. The
-    Markdown never holds any, because it is meant to be committed. Raises StorageError if a file cannot be written.
+    transcripts: model outputs to show in the HTML, escaped and behind a warning; without them none
+    are shown. The Markdown never holds any, because it is meant to be committed. Raises
+    StorageError if a file cannot be written.
     """
     directory = Path(directory)
-    paths = ReportPaths(directory / "report.html", directory / "report.md", directory / "verdict.json")
+    paths = ReportPaths(
+        directory / "report.html", directory / "report.md", directory / "verdict.json"
+    )
     texts = {
         paths.html: render_html(view, verdict, transcripts=transcripts),
         paths.markdown: render_markdown(view, verdict),
@@ -49,16 +52,22 @@ def write_report(
         for path, text in texts.items():
             _replace(path, text)
     except OSError as error:
-        raise StorageError("the report cannot be written", field="directory", value=str(directory),
-                           expected="a directory that can be written to, with space left",
-                           remedy=f"choose another one ({error.strerror})") from error  # fmt: skip
+        raise StorageError(
+            "the report cannot be written",
+            field="directory",
+            value=str(directory),
+            expected="a directory that can be written to, with space left",
+            remedy=f"choose another one ({error.strerror})",
+        ) from error
     return paths
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside and rename, so that an interrupted write never leaves half a report under the right name.
+    """Write beside and rename, so that an interrupted write never leaves half a report under the
+    right name.
 
-    Lone surrogates, which a model's tokenizer can emit, are replaced instead of failing the whole report.
+    Lone surrogates, which a model's tokenizer can emit, are replaced instead of failing the whole
+    report.
     """
     beside = path.with_name(path.name + ".part")
     beside.write_text(text, encoding="utf-8", errors="replace")

@@ -1,37 +1,36 @@
-"""Running a study: plan, do what is missing, plan again until nothing waits. In this process or in worker processes."""
+"""Running a study: plan, do what is missing, plan again until nothing waits. In this process or in
+worker processes.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from titer.data.pools import Pools
 from titer.engine.checkpoint import EVERY_S
 from titer.engine.planning import plan
-from titer.errors import RecordError, RunError, StorageError, TiterError, UsageError
+from titer.errors import RecordError, StorageError, TiterError, UsageError
 from titer.records.model import CellRecord
 from titer.records.store import RunStore, storage_error
+from titer.runners.executors import Executor, Setup, died, executor
+from titer.runners.placement import place
 from titer.study.cell import Plan, Planned
+from titer.study.plugins import load_plugins
 from titer.study.spec import Runtime, Study
-
-if TYPE_CHECKING:
-    from titer.runners.workbench import Workbench
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How to run, as opposed to what: nothing here changes a result.
 
-    reuse: run directories whose finished records are taken over. workers/threads: override the study's runtime.
+    reuse: run directories whose finished records are taken over. workers/threads: override the
+    study's runtime.
     """
 
     reuse: tuple[Path, ...] = ()
@@ -43,26 +42,35 @@ class RunOptions:
     """Finish at most so many cells in this call (the rest stay for the next one)."""
 
 
-Submit = Callable[[Planned], "Future[CellRecord]"]
 Report = Callable[[str, int, float, int, float], None]
-"""(what just happened, cells done, work done, cells known, work known); work in training-step units."""
+"""(what just happened, cells done, work done, cells known, work known); work in training-step
+units.
+"""
 
 
-def run(study: Study, root: Path | str, options: RunOptions | None = None, report: Report | None = None) -> RunStore:
-    """Bring a study to its end in the run directory `root`; what is finished already is not done again.
+def run(
+    study: Study, root: Path | str, options: RunOptions | None = None, report: Report | None = None
+) -> RunStore:
+    """Bring a study to its end in the run directory `root`; what is finished already is not done
+    again.
 
-    Raises UsageError before any work if the study is wrong, BusyRunError, StorageError, RunError (first failed cell;
-    all others that do not depend on it are finished first).
+    Raises UsageError before any work if the study is wrong, BusyRunError, StorageError, RunError
+    (first failed cell; all others that do not depend on it are finished first).
     """
     options = options or RunOptions()
     store = RunStore(root)
     for other in map(Path, options.reuse):
         if not RunStore(other).cells.is_dir():
-            raise UsageError("there are no records to take over", field="reuse", value=str(other),
-                             expected="a run directory with cells/, as `titer run` makes it",
-                             remedy="check the path, or leave it out")  # fmt: skip
+            raise UsageError(
+                "there are no records to take over",
+                field="reuse",
+                value=str(other),
+                expected="a run directory with cells/, as `titer run` makes it",
+                remedy="check the path, or leave it out",
+            )
     with store.locked():
         store.refuse_other(study)
+        load_plugins(study.plugins)
         pools = Pools(study)
         runtime = study.runtime.model_copy(
             update={k: v for k in ("workers", "threads") if (v := getattr(options, k)) is not None}
@@ -73,7 +81,13 @@ def run(study: Study, root: Path | str, options: RunOptions | None = None, repor
 
 class _Session:
     def __init__(
-        self, study, store: RunStore, pools: Pools, runtime: Runtime, options: RunOptions, report: Report
+        self,
+        study,
+        store: RunStore,
+        pools: Pools,
+        runtime: Runtime,
+        options: RunOptions,
+        report: Report,
     ) -> None:
         self.study, self.store, self.pools, self.runtime = study, store, pools, runtime
         self.options, self.report = options, report
@@ -85,10 +99,10 @@ class _Session:
         failures: list[TiterError] = []
         current = self._plan()
         self.store.purge()
-        with self._performer() as submit:
+        with self._executor() as executor:
             while True:
                 todo = self._todo(current)
-                failed = self._finish(current, todo, submit, failures)
+                failed = self._finish(current, todo, executor, failures)
                 if failed or self._enough() or current.complete:
                     break
                 current = self._plan()
@@ -109,7 +123,9 @@ class _Session:
         return current
 
     def _known(self, digest: str) -> CellRecord | None:
-        """A record of this run, or one taken over from another run (its weights too, if it made any)."""
+        """A record of this run, or one taken over from another run (its weights too, if it made
+        any).
+        """
         if digest not in self.records:
             with suppress(RecordError):  # a damaged record is done anew
                 if record := self.store.record(digest):
@@ -137,17 +153,26 @@ class _Session:
             raise storage_error(error, target) from error
 
     def _todo(self, current: Plan) -> dict[str, Planned]:
-        """Cells without a record, and building cells whose weights are gone though a missing cell needs them."""
+        """Cells without a record, and building cells whose weights are gone though a missing cell
+        needs them.
+        """
         cells = {p.digest: p for p in current.cells}
         todo = {d: p for d, p in cells.items() if self._known(d) is None}
-        for planned in list(todo.values()):
-            parent = planned.cell.parent
-            while parent and parent not in todo and not (self.store.models / parent).exists():
-                todo[parent] = cells[parent]
-                parent = cells[parent].cell.parent
+        wanted = list(todo.values())
+        while wanted:
+            for maker in made_by(wanted.pop()):
+                if maker not in todo and not (self.store.models / maker).exists():
+                    todo[maker] = cells[maker]
+                    wanted.append(cells[maker])
         return {d: p for d, p in cells.items() if d in todo}
 
-    def _finish(self, current: Plan, todo: dict[str, Planned], submit: Submit, failures: list[TiterError]) -> bool:
+    def _finish(
+        self,
+        current: Plan,
+        todo: dict[str, Planned],
+        executor: Executor,
+        failures: list[TiterError],
+    ) -> bool:
         """Do what is to be done and can be done. Returns whether something failed."""
         work = {p.digest: _work(p) for p in current.cells}
         total = sum(work.values())
@@ -156,16 +181,20 @@ class _Session:
         self.report("planned", done, spent, len(work), total)
         waiting, lost = dict(todo), set[str]()
         running: dict[str, Future[CellRecord]] = {}
-        limit = self.runtime.workers
+        limit = executor.slots
         while waiting or running:
-            while hopeless := [d for d, p in waiting.items() if p.cell.parent in lost]:  # and what comes from these
-                lost.update(hopeless)
+            while hopeless := [d for d, p in waiting.items() if made_by(p) & lost]:
+                lost.update(hopeless)  # what starts from these is lost too
                 waiting = {d: p for d, p in waiting.items() if d not in lost}
             try:
-                while len(running) < limit and not self._enough_with(running) and (nxt := _ready(waiting, running)):
-                    running[nxt.digest] = submit(waiting.pop(nxt.digest))
-            except BrokenProcessPool as error:
-                raise _died(running) from error
+                while (
+                    len(running) < limit
+                    and not self._enough_with(running)
+                    and (ready := _ready(waiting, running))
+                ):
+                    running[ready.digest] = executor.submit(waiting.pop(ready.digest))
+            except BrokenExecutor as error:
+                raise died(" or ".join(running)) from error
             if not running:
                 break
             finished, _ = wait(running.values(), return_when=FIRST_COMPLETED)
@@ -173,8 +202,8 @@ class _Session:
                 future = running[digest]
                 try:
                     self.records[digest] = future.result()
-                except BrokenProcessPool as error:
-                    raise _died(running) from error
+                except BrokenExecutor as error:
+                    raise died(" or ".join(running)) from error
                 except TiterError as error:
                     failures.append(error)
                     lost.add(digest)
@@ -186,102 +215,44 @@ class _Session:
                 self.finished_here += 1
                 done, spent = done + 1, spent + work[digest]
                 role = todo[digest].roles[0]
-                self.report(" ".join(filter(None, (role.purpose, role.candidate, role.attack or role.task, str(role.seed)))),
-                            done, spent, len(work), total)  # fmt: skip
+                what = (role.purpose, role.candidate, role.attack or role.task, str(role.seed))
+                self.report(" ".join(filter(None, what)), done, spent, len(work), total)
         return bool(lost)
+
+    def _executor(self) -> AbstractContextManager[Executor]:
+        """Where the cells are run. A device that does not exist is refused here, not by a worker."""
+        return executor(
+            Setup(
+                root=self.store.root,
+                pools=self.pools,
+                runtime=self.runtime,
+                placement=place(self.runtime.device),
+                plugins=self.study.plugins,
+                keep_transcripts=self.options.keep_transcripts,
+                checkpoint_every_s=self.options.checkpoint_every_s,
+            )
+        )
 
     def _enough_with(self, running: dict) -> bool:
         limit = self.options.stop_after
         return limit is not None and self.finished_here + len(running) >= limit
 
-    @contextmanager
-    def _performer(self) -> Iterator[Submit]:
-        """A function that starts a cell and gives its future."""
-        from titer.runners.workbench import pick_device
-
-        pick_device(self.runtime.device)  # refused here, readably, rather than by a worker that cannot start
-        arguments = (self.store.root, self.pools, self.runtime, self.options)
-        if self.runtime.workers == 1:
-            with _bench_here(*arguments):
-                yield _perform_here
-            return
-        pool = ProcessPoolExecutor(self.runtime.workers, mp_context=get_context("spawn"), initializer=_open_worker,
-                                   initargs=arguments)  # fmt: skip
-        try:
-            yield lambda planned: pool.submit(_perform, planned)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
 
 def _work(planned: Planned) -> float:
-    """Rough work of a cell in training steps, for the progress bar: a probe reading counts as two steps."""
+    """Rough work of a cell in training steps, for the progress bar: a probe reading counts as two
+    steps.
+    """
     cell = planned.cell
     return cell.steps + 2.0 * len(cell.probes or (0,)) * len(cell.measures) + 1.0
 
 
+def made_by(planned: Planned) -> set[str]:
+    """Digests of the building cells whose models a cell needs."""
+    starts = (planned.start, *planned.models.values())
+    return {start.parent for start in starts if start.parent}
+
+
 def _ready(waiting: dict[str, Planned], running: dict[str, Future[CellRecord]]) -> Planned | None:
-    """The first cell whose parent, if it has one, is finished."""
-    return next((p for p in waiting.values() if p.cell.parent not in waiting and p.cell.parent not in running), None)
-
-
-def _died(running: dict[str, Future[CellRecord]]) -> RunError:
-    return RunError("a worker process died", field="cell", value=" or ".join(running), expected="to finish",
-                    remedy="often memory ran out: use fewer --workers; then give the same command again, "
-                    "finished cells are kept")  # fmt: skip
-
-
-# -- where cells are done: in this process, or inside a worker ----------------------------------------------------
-
-_bench: Workbench | None = None
-
-
-def _open_bench(root: Path, pools: Pools, runtime: Runtime, options: RunOptions) -> None:
-    global _bench
-    import torch
-
-    from titer.runners.workbench import Workbench
-
-    torch.set_num_threads(runtime.threads)
-    _bench = Workbench(RunStore(root), pools, runtime, keep_transcripts=options.keep_transcripts,
-                       checkpoint_every_s=options.checkpoint_every_s)  # fmt: skip
-
-
-def _open_worker(root: Path, pools: Pools, runtime: Runtime, options: RunOptions) -> None:
-    """A worker must not outlive its parent: after `kill -9` of the parent it would go on writing into the run."""
-    parent = parent_process()  # waited for by a pipe, so that a parent dead before this line is noticed too
-
-    def watch() -> None:
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    _open_bench(root, pools, runtime, options)
-
-
-def _perform(planned: Planned) -> CellRecord:
-    return _bench.perform(planned)  # type: ignore[union-attr]  # opened by the initializer
-
-
-@contextmanager
-def _bench_here(root: Path, pools: Pools, runtime: Runtime, options: RunOptions) -> Iterator[None]:
-    """The bench of this very process; what it changed is put back, for titer may be called from a larger program."""
-    global _bench
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        _open_bench(root, pools, runtime, options)
-        yield
-    finally:
-        _bench = None
-        torch.set_num_threads(threads)
-
-
-def _perform_here(planned: Planned) -> Future[CellRecord]:
-    future: Future[CellRecord] = Future()
-    try:
-        future.set_result(_perform(planned))
-    except TiterError as error:
-        future.set_exception(error)
-    return future
+    """The first cell whose models are all made."""
+    unmade = waiting.keys() | running.keys()
+    return next((p for p in waiting.values() if not made_by(p) & unmade), None)

@@ -11,18 +11,30 @@ from pydantic import BaseModel, ConfigDict, model_serializer
 
 
 class Contradiction(ValueError):
-    """Fields of a study that do not fit together, raised by validators; `load` makes a StudyError of it."""
+    """Fields of a study that do not fit together, raised by validators; `load` makes a StudyError
+    of it.
+    """
 
-    def __init__(self, problem: str, *, field: str, value: Any, expected: str, remedy: str) -> None:
-        self.problem, self.field, self.value, self.expected, self.remedy = problem, field, value, expected, remedy
+    def __init__(
+        self, problem: str, *, field: str, value: Any, expected: str, remedy: str | None = None
+    ) -> None:
+        self.problem, self.field, self.value, self.expected, self.remedy = (
+            problem,
+            field,
+            value,
+            expected,
+            remedy,
+        )
         super().__init__(f"{problem} (expected {expected})")
 
 
 class Strict(BaseModel):
-    """A frozen settings object; an unknown field is an error, so that a typo never changes a study silently.
+    """A frozen settings object; an unknown field is an error, so that a typo never changes a study
+    silently.
 
-    LATER: fields that were added after records existed. At their default they are not written, so that a new field changes
-    no digest: adding one to a study, a cell or a record means naming it here.
+    LATER: fields that were added after records existed. At their default they are not written, so
+    that a new field changes no digest: adding one to a study, a cell or a record means naming it
+    here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -32,7 +44,9 @@ class Strict(BaseModel):
     def _without_later(self, handler: Any) -> Any:
         body = handler(self)
         for name in self.LATER:
-            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+            if getattr(self, name) == type(self).model_fields[name].get_default(
+                call_default_factory=True
+            ):
                 body.pop(name, None)
         return body
 
@@ -41,7 +55,9 @@ def canonical(value: Any) -> str:
     """Canonical JSON: sorted keys, no spaces, no NaN. Two equal settings always give the same text."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -49,14 +65,16 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
-# C0 and C1 controls but for tab and line feed, and the marks that reorder text: in a terminal or a page they show something else than
-# what is there.
+# C0 and C1 controls but for tab and line feed, and the marks that reorder text: in a terminal or a
+# page they show something else than what is there.
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
     """The text with control and bidirectional characters written out, as `\\x1b` or `\\u202e`."""
-    return _UNSEEN.sub(lambda m: f"\\u{ord(m[0]):04x}" if ord(m[0]) > 0xFF else f"\\x{ord(m[0]):02x}", text)
+    return _UNSEEN.sub(
+        lambda m: f"\\u{ord(m[0]):04x}" if ord(m[0]) > 0xFF else f"\\x{ord(m[0]):02x}", text
+    )
 
 
 def escaped(text: str) -> str:

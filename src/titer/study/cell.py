@@ -1,7 +1,8 @@
-"""A cell: one piece of work with one result. A plan: the cells of a study, each with the roles its result plays.
+"""A cell: one piece of work with one result. A plan: the cells of a study, each with its roles.
 
-A cell says everything that determines its result and nothing else, so that its digest can serve as its address:
-the same work is never done twice, in whatever study it appears. What the result is *for* is a role, kept outside.
+A cell says everything that determines its result and nothing else, so that its digest can serve as
+its address: the same work is never done twice, in whatever study it appears. What the result is
+*for* is a role, kept outside.
 """
 
 from __future__ import annotations
@@ -9,20 +10,33 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from titer.study.base import Strict, digest
+from titer.study.facts import MethodFacts
+from titer.study.reference import ModelRef
 
-CELL_FORMAT: Final = 1
+CELL_FORMAT: Final = 2
 
 Purpose = Literal[
-    "align", "defense", "stability", "search", "attack", "generalization", "trainability_search", "trainability"
+    "align",
+    "defense",
+    "stability",
+    "search",
+    "attack",
+    "generalization",
+    "trainability_search",
+    "trainability",
 ]
-
 
 BEFORE_ALIGNMENT = "before_alignment"
 """Pseudo-candidate: the model before the study's own alignment stage. It is looked at, never judged."""
 
+PARENT, CONTROL_MODEL = "parent", "control"
+"""Further models every cell can have: the model it starts from, and the study's undefended model."""
+
 
 class PartUse(Strict):
-    """Some text: the content digest of the (domain-filtered) part, and how many examples a seed draws from it."""
+    """Some text: the content digest of the (domain-filtered) part, and how many examples a seed
+    draws from it.
+    """
 
     part: str
     content: str
@@ -31,50 +45,78 @@ class PartUse(Strict):
 
 
 class CellMethod(Strict):
-    """A resolved method: all settings explicit, and the version of its code."""
+    """A resolved method: all settings explicit, and the version of its code. code: sha256 of the
+    source file of a method that is not part of titer; a built-in one is told by its version.
+    """
 
-    kind: Literal["attack", "defense"]
+    kind: Literal["attack", "defense", "service"]
     name: str
     version: int
     settings: dict[str, Any]
+    code: str = ""
+
+
+class CellHost(Strict):
+    """A fine-tuning service that runs the cell's method: a defense, and the defender's own text."""
+
+    method: CellMethod
+    texts: dict[str, PartUse] = {}
 
 
 class CellMeasure(Strict):
-    """A measure to be read. label: what the reading is called. at: every probe, both ends, or only when the harm
-    reading reaches `when_above` (the confirmation on disjoint prompts)."""
+    """A measure to be read. label: what the reading is called. text: what it reads; None if the
+    measure brings items of its own. at: every probe, both ends, or only when the harm reading
+    reaches the stop rule's `suspect` (the confirmation on disjoint prompts). code: as in CellMethod.
+    """
 
     label: str
     name: str
     version: int
     settings: dict[str, Any]
-    text: PartUse
+    text: PartUse | None
     at: Literal["probes", "ends", "suspected_breach"] = "probes"
+    code: str = ""
 
 
 class StopRule(Strict):
-    """Stop once the readings `harm` and `confirm` are both surely above `above` (one-sided exact level `level`)."""
+    """Stop once the readings `harm` and `confirm` are both surely above `above` (one-sided exact
+    level `level`).
+    """
 
     above: float
     suspect: float
     level: float
 
 
-class Cell(Strict):
-    """One method driven for `steps` optimizer steps from one model, probed at `probes`.
-
-    model: the root model's identity (content hash, not path). parent: digest of the building cell whose weights this
-    one starts from; None for the root itself. keep: keep the weights (only models made by a defender; attacked
-    weights are never kept). horizon: True when the schedule depends on `steps`, so no prefix may be read off.
+class CellStart(Strict):
+    """What a cell starts from, by content. model: the root model's identity (content hash, not
+    path). parent: digest of the building cell that changed it; None for the root itself.
     """
 
-    format: Literal[1] = CELL_FORMAT
+    model: str
+    parent: str | None = None
+
+
+class Cell(Strict):
+    """One method run for `steps` steps from one model, probed at `probes`.
+
+    texts: slot → text given to the method. models: name → further model it may read. host: the
+    service that runs it, if any. reward: the measure a method may train on, if it asks for one.
+    flops: the budget in training FLOPs, if that is what ends the run (`steps` is then the most it
+    may take). keep: keep the weights (only models made by a defender; attacked weights never are).
+    """
+
+    format: Literal[2] = CELL_FORMAT
     model: str
     parent: str | None = None
     method: CellMethod | None = None
-    harmful: PartUse | None = None
-    harmless: PartUse | None = None
+    texts: dict[str, PartUse] = {}
+    models: dict[str, CellStart] = {}
+    host: CellHost | None = None
+    reward: CellMeasure | None = None
     seed: int = 0
     steps: int = 0
+    flops: float | None = None
     probes: tuple[int, ...] = ()
     measures: tuple[CellMeasure, ...] = ()
     stop: StopRule | None = None
@@ -86,6 +128,10 @@ class Cell(Strict):
     def digest(self) -> str:
         return digest(self)
 
+    @property
+    def start(self) -> CellStart:
+        return CellStart(model=self.model, parent=self.parent)
+
 
 class Role(Strict):
     """What a cell's result is for in a study."""
@@ -94,34 +140,52 @@ class Role(Strict):
     candidate: str = ""
     attack: str = ""
     seed: int = 0
+    stage: int = 0
+    """Which of a candidate's stages a building cell is (0-based)."""
+    defense_seed: int | None = None
+    """Which of a candidate's checkpoints it is about, if the defense is trained with several seeds."""
     defended_on: str = ""
     attacked_on: str = ""
     task: str = ""
     point: dict[str, Any] = {}
     """The searched settings of a search cell, or those chosen for a confirmation cell."""
     prefix_budget: int | None = None
-    """With a horizon-dependent schedule each budget is its own cell; this is the budget it stands for."""
+    """With a horizon-dependent schedule each budget is its own cell; this is the budget it stands
+    for.
+    """
+
+
+class Start(Strict):
+    """How a model is found when a cell needs it: how the study names the root model, and the digest
+    of the building cell that changed it, if any."""
+
+    ref: ModelRef
+    parent: str | None = None
 
 
 class Planned(Strict):
-    """A cell, its address, and its roles."""
+    """A cell, its address, its roles, and where its models are found (not part of the digest).
+
+    facts: what the method, with these settings and this text, declares about itself.
+    """
 
     digest: str
     cell: Cell
     roles: tuple[Role, ...]
-    model_name: str
-    """How the study names the root model (to load it); not part of the digest."""
+    start: Start
+    models: dict[str, Start] = {}
+    facts: MethodFacts | None = None
 
 
 class Plan(Strict):
-    """All cells known so far. complete: False while the confirmation cells wait for the result of a search."""
+    """All cells known so far. complete: False while confirmation cells wait for a search."""
 
     study: str
     cells: tuple[Planned, ...]
     complete: bool
     disjointness: dict[str, Any] = {}
-    """Proof that the parts are disjoint: exact overlaps (none, or the study is refused), near-duplicates, sizes."""
+    """Proof that the parts are disjoint: exact overlaps (none, or the study is refused),
+    near-duplicates, sizes.
+    """
     sources: dict[str, dict[str, str]] = {}
     """Provenance of every text source: package, version, sha256, licence."""
-    methods: dict[str, dict[str, Any]] = {}
-    """Facts about each method by name: kind, role, stage, adapter, horizon_free ... as the registry declares them."""

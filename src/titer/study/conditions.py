@@ -1,4 +1,6 @@
-"""The four conditions as a study asks for them: attacks and budgets, benchmarks, groups of domains, harmless tasks. See `spec`."""
+"""The four conditions as a study asks for them: attacks and budgets, benchmarks, groups of domains,
+harmless tasks. See `spec`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from titer.study.base import Contradiction, Strict
+from titer.study.facts import AttackRole
 from titer.study.uses import (
     DataUse,
     Level,
@@ -24,12 +27,23 @@ from titer.study.uses import (
 )
 
 
+class FlopsBudget(Strict):
+    """A budget in training FLOPs, forward-only work included. steps: the most optimizer steps that
+    are taken all the same; probes are placed on them.
+    """
+
+    flops: Annotated[float, Field(gt=0)]
+    steps: Annotated[int, Field(gt=0)]
+
+
 class AttackUse(Strict):
     """One attack of the battery.
 
-    sweep: settings field → values; each value is an attack of its own, judged separately (no selection).
-    search: settings field → values; per candidate the value that breaks it most cheaply on the search seeds and the
-    search prompts is chosen, then confirmed on the confirmation seeds. Only the confirmation is judged.
+    sweep: settings field → values; each value is an attack of its own, judged separately (no
+    selection). search: settings field → values; per candidate the value that breaks it most cheaply
+    on the search seeds and the search prompts is chosen, then confirmed on the confirmation seeds.
+    Only the confirmation is judged. budget: of this attack, if not the battery's; optimizer steps,
+    or FLOPs. role: instead of the one its method declares. reward: the measure it may train on.
     """
 
     attack: str
@@ -38,6 +52,9 @@ class AttackUse(Strict):
     data: DataUse | None = None
     sweep: dict[str, tuple[Any, ...]] = {}
     search: dict[str, tuple[Any, ...]] = {}
+    budget: Annotated[int, Field(gt=0)] | FlopsBudget | None = None
+    role: AttackRole | None = None
+    reward: MeasureUse | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -55,13 +72,19 @@ class AttackUse(Strict):
         return self.name or self.attack
 
     def expand(self) -> tuple[AttackUse, ...]:
-        """The attacks a sweep stands for, each with a label of its own; one with a label if there is no sweep."""
+        """The attacks a sweep stands for, each with a label of its own; one with a label if there
+        is no sweep.
+        """
         points: list[dict[str, Any]] = [{}]
         for name, values in self.sweep.items():
             points = [{**point, name: value} for point in points for value in values]
         return tuple(
             self.model_copy(
-                update={"name": _label(self.name or self.attack, p), "settings": {**self.settings, **p}, "sweep": {}}
+                update={
+                    "name": _label(self.name or self.attack, p),
+                    "settings": {**self.settings, **p},
+                    "sweep": {},
+                }
             )
             for p in points
         )
@@ -71,24 +94,33 @@ def _no_empty_or_repeated(points: dict[str, tuple[Any, ...]]) -> dict[str, tuple
     """Settings field → values of a sweep or a search."""
     for name, values in points.items():
         if not values:
-            raise Contradiction("there is nothing to choose from", field=name, value=[], expected="at least one value",
-                                remedy="name values, or remove the field")  # fmt: skip
+            raise Contradiction(
+                "there is nothing to choose from",
+                field=name,
+                value=[],
+                expected="at least one value",
+                remedy="name values, or remove the field",
+            )
         no_repeats(values, name, f"values of {name}")
     return points
 
 
 def _label(base: str, point: dict[str, Any]) -> str:
-    text = "@".join([base, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())])
+    text = "@".join(
+        [base, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())]
+    )
     return re.sub(r"[^A-Za-z0-9_.@=+-]", "-", text)
 
 
 class Resistance(Strict):
-    """Condition 1. phi: a model with harmfulness f ≥ phi counts as broken; `phi_reason` says why this value.
+    """Condition 1. phi: a model with harmfulness f ≥ phi counts as broken; `phi_reason` says why
+    this value.
 
-    budget: the attacker's budget T in optimizer steps. probes: `geometric` (0, 1, 2, 4, … T) or steps including 0 and T.
-    harm is read at every probe on its part; a breach is confirmed on `confirm` (disjoint prompts, same measure).
-    second: another judge of harm, read at both ends; `holds` must survive it. capability: read at every probe, tells
-    collapse from resistance. search_harm: the prompts an attack search may look at.
+    budget: the attacker's budget T in optimizer steps. probes: `geometric` (0, 1, 2, 4, … T) or
+    steps including 0 and T. harm is read at every probe on its part; a breach is confirmed on
+    `confirm` (disjoint prompts, same measure). second: another judge of harm, read at both ends;
+    `holds` must survive it. capability: read at every probe, tells collapse from resistance.
+    search_harm: the prompts an attack search may look at.
     """
 
     attacks: tuple[AttackUse, ...] = Field(min_length=1)
@@ -119,31 +151,70 @@ class Resistance(Strict):
         no_common(self.seeds, self.search_seeds)
         if any(a.search for a in self.attacks) and not (self.search_seeds and self.search_part):
             lacking = "search_part" if self.search_seeds else "search_seeds"
-            raise Contradiction("an attack with search lacks what only the search may see", field=lacking,
-                                value=getattr(self, lacking), expected="search_seeds, and a search_part of prompts",
-                                remedy="give both, or replace search by sweep or settings")  # fmt: skip
+            raise Contradiction(
+                "an attack with search lacks what only the search may see",
+                field=lacking,
+                value=getattr(self, lacking),
+                expected="search_seeds, and a search_part of prompts",
+                remedy="give both, or replace search by sweep or settings",
+            )
         if self.probes != "geometric":
             probes = tuple(self.probes)
-            if list(probes) != sorted(set(probes)) or not probes or probes[0] != 0 or probes[-1] != self.budget:
-                raise Contradiction("probes must increase from 0 to the budget", field="probes", value=list(probes),
-                                    expected=f"increasing steps, the first 0 and the last {self.budget}",
-                                    remedy="mend them, or use `probes: geometric`")  # fmt: skip
+            if (
+                list(probes) != sorted(set(probes))
+                or not probes
+                or probes[0] != 0
+                or probes[-1] != self.budget
+            ):
+                raise Contradiction(
+                    "probes must increase from 0 to the budget",
+                    field="probes",
+                    value=list(probes),
+                    expected=f"increasing steps, the first 0 and the last {self.budget}",
+                    remedy="mend them, or use `probes: geometric`",
+                )
         if self.harm.part == self.confirm:
-            raise Contradiction("a breach must be confirmed on other prompts", field="confirm", value=self.confirm,
-                                expected="another part than harm.part", remedy="cut one more part from the pool")  # fmt: skip
+            raise Contradiction(
+                "a breach must be confirmed on other prompts",
+                field="confirm",
+                value=self.confirm,
+                expected="another part than harm.part",
+                remedy="cut one more part from the pool",
+            )
         for use in self.attacks:
-            if use.name and use.name != use.attack and any(use.name == a.attack for a in self.attacks):
-                raise Contradiction("an attack is named like another method of the battery", field="attacks", value=use.name,
-                                    expected="a name of its own", remedy="rename it")  # fmt: skip
+            if (
+                use.name
+                and use.name != use.attack
+                and any(use.name == a.attack for a in self.attacks)
+            ):
+                raise Contradiction(
+                    "an attack is named like another method of the battery",
+                    field="attacks",
+                    value=use.name,
+                    expected="a name of its own",
+                    remedy="rename it",
+                )
         no_repeats([a.name for a in self.expanded()], "attacks", "attack names")
         return self
 
     def expanded(self) -> tuple[AttackUse, ...]:
         return tuple(e for a in self.attacks for e in a.expand())
 
-    def grid(self) -> tuple[int, ...]:
-        """The probe steps, incl. 0 and the budget."""
-        return geometric(self.budget) if self.probes == "geometric" else tuple(self.probes)
+    def grid(self, attack: AttackUse | None = None) -> tuple[int, ...]:
+        """The probe steps, incl. 0 and the budget; of an attack with a budget of its own, those up
+        to it."""
+        budget = self.steps_of(attack)
+        if self.probes == "geometric":
+            return geometric(budget)
+        own = [p for p in self.probes if p < budget]
+        return (*own, budget)
+
+    def steps_of(self, attack: AttackUse | None) -> int:
+        """The budget of an attack in optimizer steps."""
+        own = attack.budget if attack else None
+        if own is None:
+            return self.budget
+        return own.steps if isinstance(own, FlopsBudget) else own
 
 
 def geometric(budget: int) -> tuple[int, ...]:
@@ -161,7 +232,8 @@ WIDEST_MARGIN = 0.25
 
 
 class Benchmark(Strict):
-    """One harmless benchmark of condition 2. margin: how much worse M* may be than M, in the measure's own unit.
+    """One harmless benchmark of condition 2. margin: how much worse M* may be than M, in the
+    measure's own unit.
 
     kind groups benchmarks (`accuracy`, `perplexity`, `over_refusal`, `prompt_jailbreak`).
     """
@@ -182,9 +254,17 @@ class Stability(Strict):
     @classmethod
     def _margins(cls, value: tuple[Benchmark, ...]) -> tuple[Benchmark, ...]:
         for b in value:
-            if b.kind in ("accuracy", "over_refusal", "prompt_jailbreak") and b.margin > WIDEST_MARGIN:
-                raise Contradiction(f"the margin of {b.name} lets almost any loss pass", field="margin", value=b.margin,
-                                    expected=f"at most {WIDEST_MARGIN} for shares", remedy="state how much worse is still acceptable")  # fmt: skip
+            if (
+                b.kind in ("accuracy", "over_refusal", "prompt_jailbreak")
+                and b.margin > WIDEST_MARGIN
+            ):
+                raise Contradiction(
+                    f"the margin of {b.name} lets almost any loss pass",
+                    field="margin",
+                    value=b.margin,
+                    expected=f"at most {WIDEST_MARGIN} for shares",
+                    remedy="state how much worse is still acceptable",
+                )
         return value
 
     @model_validator(mode="after")
@@ -194,9 +274,11 @@ class Stability(Strict):
 
 
 class Generalization(Strict):
-    """Condition 3: groups of harm domains; the defense is trained on group i and attacked on group j.
+    """Condition 3: groups of harm domains; the defense is trained on group i and attacked on group
+    j.
 
-    attack: the label of one of the resistance attacks. budget, probes, phi and alpha are those of resistance.
+    attack: the label of one of the resistance attacks. budget, probes, phi and alpha are those of
+    resistance.
     """
 
     groups: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]]
@@ -207,15 +289,22 @@ class Generalization(Strict):
     @model_validator(mode="after")
     def _disjoint(self) -> Generalization:
         if len(self.groups) < 2:
-            raise Contradiction("one group of domains cannot show generalization", field="groups", value=list(self.groups),
-                                expected="at least two groups of harm domains", remedy="split the domains")  # fmt: skip
+            raise Contradiction(
+                "one group of domains cannot show generalization",
+                field="groups",
+                value=list(self.groups),
+                expected="at least two groups of harm domains",
+                remedy="split the domains",
+            )
         no_repeats([d for ds in self.groups.values() for d in ds], "groups", "domains over groups")
         no_repeats(self.seeds, "seeds", "seeds")
         return self
 
 
 class Task(Strict):
-    """A harmless task to be learned in condition 4: training text, a measure of having learned it, budget in steps."""
+    """A harmless task to be learned in condition 4: training text, a measure of having learned it,
+    budget in steps.
+    """
 
     name: Name
     data: DataUse
@@ -228,8 +317,9 @@ class Task(Strict):
 class Trainability(Strict):
     """Condition 4. The same recipe and the same search over its settings for M and every M*.
 
-    target: share of M's own gain that M* must reach. margin: allowed shortfall of the final score, in the measure's
-    unit. slowdown: time to target may grow by this factor (1 + epsilon), no finer than the probe grid.
+    target: share of M's own gain that M* must reach. margin: allowed shortfall of the final score,
+    in the measure's unit. slowdown: time to target may grow by this factor (1 + epsilon), no finer
+    than the probe grid.
     """
 
     tasks: tuple[Task, ...] = Field(min_length=1)
@@ -251,9 +341,11 @@ class Trainability(Strict):
         no_common(self.seeds, self.search_seeds)
         if self.search and not (self.search_seeds and all(t.search_part for t in self.tasks)):
             bare = [t.name for t in self.tasks if not t.search_part]
-            raise Contradiction("a search over the recipe lacks what only the search may see",
-                                field="tasks" if self.search_seeds else "search_seeds",
-                                value=bare[0] if self.search_seeds else [],
-                                expected="search_seeds, and a search_part in every task",
-                                remedy="give both, or remove the search")  # fmt: skip
+            raise Contradiction(
+                "a search over the recipe lacks what only the search may see",
+                field="tasks" if self.search_seeds else "search_seeds",
+                value=bare[0] if self.search_seeds else [],
+                expected="search_seeds, and a search_part in every task",
+                remedy="give both, or remove the search",
+            )
         return self

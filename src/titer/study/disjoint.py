@@ -22,13 +22,23 @@ def uses(study: Study) -> Iterator[tuple[str, str, str]]:
         ("resistance.data", r.data),
         *((f"attacks.{a.label}.data", a.data) for a in r.attacks),
     ]
-    if any(c.defense for c in study.candidates):
-        trains.append(("defense_data", study.defense_data))
-    trains += [(f"candidates.{c.name}.data", c.data) for c in study.candidates]
+    for candidate in study.candidates:
+        own = [s.data for s in (*candidate.stages, candidate.service) if s is not None]
+        trains += [
+            (f"candidates.{candidate.name}.data", d) if d else ("defense_data", study.defense_data)
+            for d in own
+        ]
     if study.align:
         trains.append(("align.data", study.align.data))
-    judges = [("resistance.harm", r.harm.part), ("resistance.confirm", r.confirm)]
-    judges += [(f"resistance.{n}", m.part) for n, m in (("second", r.second), ("capability", r.capability)) if m]
+    judges: list[tuple[str, str | None]] = [
+        ("resistance.harm", r.harm.part),
+        ("resistance.confirm", r.confirm),
+    ]
+    judges += [
+        (f"resistance.{n}", m.part)
+        for n, m in (("second", r.second), ("capability", r.capability))
+        if m
+    ]
     searches = [("resistance.search_part", r.search_part)]
     for b in study.stability.benchmarks if study.stability else ():
         judges.append((f"stability.{b.name}", b.measure.part))
@@ -36,28 +46,48 @@ def uses(study: Study) -> Iterator[tuple[str, str, str]]:
         trains.append((f"trainability.{t.name}.data", t.data))
         judges.append((f"trainability.{t.name}.measure", t.measure.part))
         searches.append((f"trainability.{t.name}.search_part", t.search_part))
-    yield from (
-        (TRAINS, where, part) for where, data in trains if data for part in (data.harmful, data.harmless) if part
-    )
-    yield from ((JUDGES, where, part) for where, part in judges)
+    yield from ((TRAINS, where, part) for where, data in trains if data for part in data.parts)
+    yield from ((JUDGES, where, part) for where, part in judges if part)
     yield from ((SEARCHES, where, part) for where, part in searches if part)
 
 
 def refuse_shared_parts(study: Study) -> None:
-    """Raises Contradiction if one part both trains and judges, trains and searches, or searches and judges; or if the defender is given the
-    very harmful text of the attacker.
+    """Raises Contradiction if one part both trains and judges, trains and searches, or searches and
+    judges; or if the defender is given the very harmful text of the attacker.
     """
     found = list(uses(study))
     for (kind, where, part), (other, there, same) in itertools.combinations(found, 2):
         if part == same and kind != other:
-            raise Contradiction(f"{part} is used for {kind} ({where}) and for {other} ({there})", field=where, value=part,
-                                expected="parts of their own: what trains must not judge, and what is searched on neither",
-                                remedy="cut another part from the pool")  # fmt: skip
-    defender = [c.data or study.defense_data for c in study.candidates if c.defense]
+            raise Contradiction(
+                f"{part} is used for {kind} ({where}) and for {other} ({there})",
+                field=where,
+                value=part,
+                expected="parts of their own: what trains must not judge, and what is searched on neither",
+                remedy="cut another part from the pool",
+            )
+    defender = [
+        stage.data or study.defense_data
+        for c in study.candidates
+        for stage in (*c.stages, c.service)
+        if stage is not None
+    ]
     attacker = {
-        d.harmful for d in (study.resistance.data, *(a.data for a in study.resistance.attacks)) if d and d.harmful
+        part
+        for data in (study.resistance.data, *(a.data for a in study.resistance.attacks))
+        for part in _harmful(data)
     }
     for data in defender:
-        if data and data.harmful in attacker:
-            raise Contradiction(f"{data.harmful} trains both the defense and the attack", field="defense_data", value=data.harmful,
-                                expected="text of the defender's own", remedy="cut another part from the pool")  # fmt: skip
+        for part in _harmful(data):
+            if part in attacker:
+                raise Contradiction(
+                    f"{part} trains both the defense and the attack",
+                    field="defense_data",
+                    value=part,
+                    expected="text of the defender's own",
+                    remedy="cut another part from the pool",
+                )
+
+
+def _harmful(data: DataUse | None) -> list[str]:
+    """Parts of every slot but `harmless`."""
+    return [u.part for slot, u in data.slots.items() if slot != "harmless"] if data else []

@@ -1,38 +1,166 @@
-"""What other packages bring through entry points, refused where it could pass for something else."""
+"""What does not come with titer: methods, measures and judges from packages, files and scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 
 from titer.errors import StudyError
 
+_registered: dict[str, type] = {}
+"""Classes given to `register` in this process, by qualified name."""
+_changes = 0
+"""How often the registry changed, so that what was looked up before can be looked up again."""
+
+
+def register(cls: type) -> type:
+    """Make a method, measure or judge known by its `name` in this process; usable as a decorator.
+
+    With worker processes the class must be defined where they import it too: at the top level of
+    the script that calls `titer.run`, or in a file named under `plugins` in the study.
+    Raises StudyError if it has no name.
+    """
+    global _changes
+    if not isinstance(getattr(cls, "name", None), str):
+        raise StudyError(
+            "a class without a name cannot be registered",
+            field="name",
+            value=getattr(cls, "__name__", cls),
+            expected="a class with `name = '…'`, derived from Attack, Defense, Measure …",
+        )
+    _registered[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    _changes += 1
+    return cls
+
+
+def changes() -> int:
+    """A number that grows whenever something is registered."""
+    return _changes
+
+
+def load_plugins(paths: Iterable[str | Path]) -> None:
+    """Import plug-in files and register every named class they define. Loading a file again does
+    nothing unless its content changed. Raises StudyError naming the file and what went wrong."""
+    for path in map(Path, paths):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StudyError(
+                f"a plug-in file cannot be read ({error.strerror or error})",
+                field="plugins",
+                value=str(path),
+                expected="a Python file",
+            ) from error
+        name = f"titer_plugin_{path.stem}_{hashlib.sha256(content).hexdigest()[:16]}"
+        if name in sys.modules:
+            continue
+        module = _imported(name, path)
+        for value in vars(module).values():
+            if inspect.isclass(value) and value.__module__ == name and _named(value):
+                register(value)
+
+
+def _imported(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise StudyError(
+            "a plug-in is no Python file", field="plugins", value=str(path), expected="a .py file"
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pickling and pydantic look classes up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise StudyError(
+            f"a plug-in fails when it is imported ({type(error).__name__}: {error})",
+            field="plugins",
+            value=str(path),
+            expected="a file that imports without error",
+        ) from error
+    return module
+
+
+def _named(cls: type) -> bool:
+    return isinstance(getattr(cls, "name", None), str) and not inspect.isabstract(cls)
+
+
+def code_digest(cls: type) -> str:
+    """sha256 (16 hex digits) of the source file of a class that is not part of titer; empty for a
+    built-in one, whose `version` tells its code. Raises StudyError if there is no source to read."""
+    if cls.__module__.partition(".")[0] == "titer":
+        return ""
+    try:
+        file = inspect.getsourcefile(cls)
+        source = Path(file).read_bytes() if file and Path(file).is_file() else None
+        body = source if source is not None else inspect.getsource(cls).encode()
+    except (OSError, TypeError) as error:
+        raise StudyError(
+            "the source of a plug-in class cannot be read, so its results could not be told from "
+            "those of a changed one",
+            field="plugins",
+            value=cls.__qualname__,
+            expected="a class defined in a file",
+        ) from error
+    return hashlib.sha256(body).hexdigest()[:16]
+
 
 def plugged(group: str, base: type, taken: Mapping[str, type]) -> dict[str, type]:
-    """name → class of every plug-in of an entry-point group. taken: the built-in ones.
+    """name → class of everything that does not come with titer: registered classes, and those of an
+    entry-point group. taken: the built-in ones.
 
-    Raises StudyError if a plug-in is no `base`, goes by another name than its class, or has a name that is taken: a package that
-    brought a `full_sft` of its own could otherwise give its results the address of the built-in one's.
+    Raises StudyError if a plug-in is no `base`, goes by another name than its class, or has a name
+    that is taken: a package that brought a `full_sft` of its own could otherwise give its results
+    the address of the built-in one's.
     """
     found: dict[str, type] = {}
+    for cls in _registered.values():
+        if issubclass(cls, base):
+            name = cls.name  # type: ignore[attr-defined]
+            if name in taken:
+                raise StudyError(
+                    "a registered class has the name of one that comes with titer",
+                    field="name",
+                    value=name,
+                    expected="a name of its own",
+                )
+            found[name] = cls  # the last one wins: a notebook defines its class again and again
     for entry in entry_points(group=group):
-        value = entry.load()
+        value = _entry(group, entry)
         if not (isinstance(value, type) and issubclass(value, base)):
-            problem, expected = (
-                f"the plug-in {entry.name} is not what its group holds",
-                f"a subclass of {base.__module__}.{base.__name__}",
-            )
+            problem = f"the plug-in {entry.name} is not what its group holds"
+            expected = f"a subclass of {base.__module__}.{base.__name__}"
         elif getattr(value, "name", None) != entry.name:
-            problem, expected = (
-                f"the plug-in {entry.name} has another name",
-                f"an entry point called {getattr(value, 'name', None)!r}",
-            )
+            problem = f"the plug-in {entry.name} has another name"
+            expected = f"an entry point called {getattr(value, 'name', None)!r}"
         elif entry.name in taken or entry.name in found:
-            problem, expected = f"the plug-in {entry.name} has a name that is taken", "a name of its own"
+            problem = f"the plug-in {entry.name} has a name that is taken"
+            expected = "a name of its own"
         else:
             found[entry.name] = value
             continue
-        raise StudyError(
-            problem, field=group, value=entry.value, expected=expected, remedy="mend or uninstall the plug-in"
-        )
+        raise StudyError(problem, field=group, value=entry.value, expected=expected)
     return found
+
+
+def _entry(group: str, entry) -> object:
+    try:
+        return entry.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plug-in may raise anything, SystemExit included
+        raise StudyError(
+            f"the plug-in {entry.name} fails when it is imported ({type(error).__name__}: {error})",
+            field=group,
+            value=entry.value,
+            expected="a package that imports without error",
+            remedy="repair or uninstall it",
+        ) from error

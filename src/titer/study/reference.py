@@ -12,12 +12,14 @@ Source = Literal["tiny", "package", "path", "hub"]
 
 
 class ModelRef(Strict):
-    """A model to be loaded. In YAML also as one string: `tiny:aligned`, `package:smollm2-135m-instruct`,
-    `hub:org/name`, `path:./dir`; a string without a prefix is a path.
+    """A model to be loaded. In YAML also as one string: `tiny:aligned`,
+    `package:smollm2-135m-instruct`, `hub:org/name`, `path:./dir`; a string without a prefix is a
+    path.
 
-    source: `tiny` (shipped with titer; name = base | aligned | untaught), `package` (weights carried by a registry
-    package; name = a row of titer.assets.packages), `path` (a local directory in transformers' layout), `hub`.
-    revision: a hub commit or tag. trust_remote_code: off unless the study says so.
+    source: `tiny` (shipped with titer; name = base | aligned | untaught), `package` (weights
+    carried by a registry package; name = a row of titer.assets.packages), `path` (a local directory
+    in transformers' layout), `hub`. revision: a hub commit or tag. trust_remote_code: off unless
+    the study says so.
     """
 
     source: Source

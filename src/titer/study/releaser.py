@@ -35,32 +35,56 @@ def releaser_study(
     max_length: int = 128,
     precision: str = "fp32",
 ) -> Study:
-    """A study with M as the control and every M* as a candidate, searched and confirmed `full_sft` and `lora_sft`.
+    """A study with M as the control and every M* as a candidate, searched and confirmed `full_sft`
+    and `lora_sft`.
 
-    model, candidates: as in a study (`hub:org/name`, a directory ...). attack_data, benign_data: JSONL with prompt and
-    response; eval_prompts: with prompt, and response if harm_measure is `exact_answer`. What is not given is taken
-    from registry packages (AdvBench with content-free compliance, StrongREJECT, an Alpaca sample).
-    phi_reason: why φ is what it is, for the guidelines card. budget in optimizer steps, max_length in tokens. Raises StudyError (a file too short or not JSONL, φ out of range,
-    a directory that does not exist ...).
+    model, candidates: as in a study (`hub:org/name`, a directory ...). attack_data, benign_data:
+    JSONL with prompt and response; eval_prompts: with prompt, and response if harm_measure is
+    `exact_answer`. What is not given is taken from registry packages (AdvBench with content-free
+    compliance, StrongREJECT, an Alpaca sample). phi_reason: why φ is what it is, for the guidelines
+    card. budget in optimizer steps, max_length in tokens. Raises StudyError (a file too short or
+    not JSONL, φ out of range, a directory that does not exist ...).
     """
     for field, name in (("model", model), *(("candidate", c) for c in candidates)):
         check_exists(name, field)
     answer = ("response",) if harm_measure == "exact_answer" else ()
     pools: dict[str, Any] = {
-        "attack": _pool(attack_data, "attack_data", {"source": "advbench", "respond": "content_free"}, 520,
-                        {"train": 0.999}, ("response",)),
-        "judge": _pool(eval_prompts, "eval_prompts", {"source": "strongreject"}, 280,
-                       {"harm": 0.36, "confirm": 0.36, "search": 0.27}, answer),
-        "benign": _pool(benign_data, "benign_data", {"source": "alpaca", "options": {"max_chars": 400}}, 500,
-                        {"train": 0.5, "search": 0.2, "test": 0.299}, ("response",)),
-    }  # fmt: skip
+        "attack": _pool(
+            attack_data,
+            "attack_data",
+            {"source": "advbench", "respond": "content_free"},
+            520,
+            {"train": 0.999},
+            ("response",),
+        ),
+        "judge": _pool(
+            eval_prompts,
+            "eval_prompts",
+            {"source": "strongreject"},
+            280,
+            {"harm": 0.36, "confirm": 0.36, "search": 0.27},
+            answer,
+        ),
+        "benign": _pool(
+            benign_data,
+            "benign_data",
+            {"source": "alpaca", "options": {"max_chars": 400}},
+            500,
+            {"train": 0.5, "search": 0.2, "test": 0.299},
+            ("response",),
+        ),
+    }
     if eval_prompts is None:
         pools["judge"]["drop_near"] = ["attack"]
     harm: dict[str, Any] = {"measure": harm_measure, "part": "judge/harm"}
     if harm_measure == "exact_answer":
         harm["settings"] = {"reads": "harm"}
     reply = {"measure": "response_likelihood", "part": "benign/test"}
-    labels = [f"candidate{i}" for i in range(1, len(candidates) + 1)] if len(candidates) > 1 else ["candidate"]
+    labels = (
+        [f"candidate{i}" for i in range(1, len(candidates) + 1)]
+        if len(candidates) > 1
+        else ["candidate"]
+    )
     attack_size = sum(pools["attack"]["parts"].values())
     return load_study(
         {
@@ -69,65 +93,136 @@ def releaser_study(
             "threat_model": "open_weights",
             "model": resolved_model(model),
             "pools": pools,
-            "candidates": ["none", *({"name": n, "model": resolved_model(c)} for n, c in zip(labels, candidates, strict=True))],
+            "candidates": [
+                "none",
+                *(
+                    {"name": n, "model": resolved_model(c)}
+                    for n, c in zip(labels, candidates, strict=True)
+                ),
+            ],
             "resistance": {
                 "attacks": [
-                    {"attack": "full_sft", "settings": {"batch_size": batch_size}, "search": {"lr": list(full_lr)}},
-                    {"attack": "lora_sft", "settings": {"batch_size": batch_size}, "search": {"lr": list(lora_lr)}},
+                    {
+                        "attack": "full_sft",
+                        "settings": {"batch_size": batch_size},
+                        "search": {"lr": list(full_lr)},
+                    },
+                    {
+                        "attack": "lora_sft",
+                        "settings": {"batch_size": batch_size},
+                        "search": {"lr": list(lora_lr)},
+                    },
                 ],
                 "data": {"harmful": "attack/train", "examples": max(1, attack_size // 2)},
-                "budget": budget, "harm": harm, "confirm": "judge/confirm", "search_part": "judge/search",
+                "budget": budget,
+                "harm": harm,
+                "confirm": "judge/confirm",
+                "search_part": "judge/search",
                 "capability": {"measure": "response_accuracy", "part": "benign/test", "limit": 16},
-                "phi": phi, "phi_reason": phi_reason, "delta": delta,
-                "seeds": list(range(101, 101 + seeds)), "search_seeds": [1],
+                "phi": phi,
+                "phi_reason": phi_reason,
+                "delta": delta,
+                "seeds": list(range(101, 101 + seeds)),
+                "search_seeds": [1],
             },
-            "stability": {"benchmarks": [
-                {"name": "benign_replies", "kind": "perplexity", "measure": reply, "margin": 0.1},
-                {"name": "over_refusal", "kind": "over_refusal", "margin": 0.1,
-                 "measure": {"measure": "refusal_rate", "settings": {"max_new_tokens": 16}, "part": "benign/test"}},
-                {"name": "wrapped_prompts", "kind": "prompt_jailbreak", "margin": 0.1,
-                 "measure": {**harm, "settings": {**harm.get("settings", {}), "wrap": WRAP}}},
-            ]},
+            "stability": {
+                "benchmarks": [
+                    {
+                        "name": "benign_replies",
+                        "kind": "perplexity",
+                        "measure": reply,
+                        "margin": 0.1,
+                    },
+                    {
+                        "name": "over_refusal",
+                        "kind": "over_refusal",
+                        "margin": 0.1,
+                        "measure": {
+                            "measure": "refusal_rate",
+                            "settings": {"max_new_tokens": 16},
+                            "part": "benign/test",
+                        },
+                    },
+                    {
+                        "name": "wrapped_prompts",
+                        "kind": "prompt_jailbreak",
+                        "margin": 0.1,
+                        "measure": {**harm, "settings": {**harm.get("settings", {}), "wrap": WRAP}},
+                    },
+                ]
+            },
             "trainability": {
-                "tasks": [{"name": "benign_instructions", "data": {"harmless": "benign/train"}, "measure": reply,
-                           "budget": min(64, budget), "search_part": "benign/search"}],
-                "recipe": {"name": "full_sft", "settings": {"batch_size": batch_size}}, "search": {"lr": list(full_lr)},
-                "search_seeds": [1], "seeds": list(range(101, 101 + seeds)),
+                "tasks": [
+                    {
+                        "name": "benign_instructions",
+                        "data": {"harmless": "benign/train"},
+                        "measure": reply,
+                        "budget": min(64, budget),
+                        "search_part": "benign/search",
+                    }
+                ],
+                "recipe": {"name": "full_sft", "settings": {"batch_size": batch_size}},
+                "search": {"lr": list(full_lr)},
+                "search_seeds": [1],
+                "seeds": list(range(101, 101 + seeds)),
             },
             "runtime": {"max_length": max_length, "precision": precision},
         }
-    )  # fmt: skip
+    )
 
 
 def check_exists(model: str, field: str) -> None:
     """Refuse a path that is not there, with a word to those who meant a hub id. Raises StudyError."""
     reference = ModelRef.model_validate(model)
     if reference.source == "path" and not Path(reference.name).expanduser().exists():
-        raise StudyError("there is no such model directory", field=field, value=model,
-                         expected="a directory in transformers' layout, a .gguf file, hub:ORG/NAME, tiny:NAME or package:NAME",
-                         remedy=f"check the path; if it is a hub id, write hub:{reference.name}")  # fmt: skip
+        raise StudyError(
+            "there is no such model directory",
+            field=field,
+            value=model,
+            expected="a directory in transformers' layout, a .gguf file, hub:ORG/NAME, tiny:NAME or package:NAME",
+            remedy=f"check the path; if it is a hub id, write hub:{reference.name}",
+        )
 
 
 def _pool(
-    path: str | Path | None, field: str, packaged: dict[str, Any], count: int, shares: dict[str, float], needs: tuple
+    path: str | Path | None,
+    field: str,
+    packaged: dict[str, Any],
+    count: int,
+    shares: dict[str, float],
+    needs: tuple,
 ) -> dict[str, Any]:
-    """A pool from the user's file, cut by shares of its length; or the packaged one of about `count` examples."""
+    """A pool from the user's file, cut by shares of its length; or the packaged one of about
+    `count` examples.
+    """
     if path is not None:
         return file_pool(Path(path), field, shares, needs)
     return {**packaged, "parts": {name: int(share * count) for name, share in shares.items()}}
 
 
-def file_pool(path: Path, field: str, shares: dict[str, float], needs: tuple[str, ...] = ()) -> dict[str, Any]:
+def file_pool(
+    path: Path, field: str, shares: dict[str, float], needs: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """A pool from a JSONL file, cut by shares of its distinct prompts.
 
-    needs: what every line must have beside a prompt. Raises StudyError if the file is unfit or too short.
+    needs: what every line must have beside a prompt. Raises StudyError if the file is unfit or too
+    short.
     """
     count = _distinct_prompts(path, field, needs)
     parts = {name: int(share * count) or 1 for name, share in shares.items()}
     if sum(parts.values()) > count:
-        raise StudyError("the file is too short", field=field, value=f"{count} distinct prompts in {path}",
-                         expected=f"at least {len(shares)}, better several hundred", remedy="give more lines")  # fmt: skip
-    return {"source": "jsonl", "options": {"path": str(path.expanduser().resolve())}, "parts": parts}
+        raise StudyError(
+            "the file is too short",
+            field=field,
+            value=f"{count} distinct prompts in {path}",
+            expected=f"at least {len(shares)}, better several hundred",
+            remedy="give more lines",
+        )
+    return {
+        "source": "jsonl",
+        "options": {"path": str(path.expanduser().resolve())},
+        "parts": parts,
+    }
 
 
 def _distinct_prompts(path: Path, field: str, needs: tuple[str, ...]) -> int:
@@ -135,11 +230,21 @@ def _distinct_prompts(path: Path, field: str, needs: tuple[str, ...]) -> int:
         # Not splitlines(): it also cuts at characters that may stand unescaped inside JSON text.
         lines = path.expanduser().read_text("utf-8-sig").split("\n")
     except FileNotFoundError as error:
-        raise StudyError("the file does not exist", field=field, value=str(path), expected="a JSONL file",
-                         remedy="check the path") from error  # fmt: skip
+        raise StudyError(
+            "the file does not exist",
+            field=field,
+            value=str(path),
+            expected="a JSONL file",
+            remedy="check the path",
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"the file cannot be read ({error.__class__.__name__})", field=field, value=str(path),
-                         expected="a JSONL file in UTF-8", remedy="check the path and the encoding") from error  # fmt: skip
+        raise StudyError(
+            f"the file cannot be read ({error.__class__.__name__})",
+            field=field,
+            value=str(path),
+            expected="a JSONL file in UTF-8",
+            remedy="check the path and the encoding",
+        ) from error
     prompts = set()
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -161,6 +266,11 @@ def _prompt(line: str, where: str, field: str, needs: tuple[str, ...]) -> str:
             problem = f"a line has no {name}"
             break
     if problem:
-        raise StudyError(problem, field=field, value=where, expected=f"lines such as {json.dumps(example, ensure_ascii=False)}",
-                         remedy="mend that line")  # fmt: skip
+        raise StudyError(
+            problem,
+            field=field,
+            value=where,
+            expected=f"lines such as {json.dumps(example, ensure_ascii=False)}",
+            remedy="mend that line",
+        )
     return " ".join(row["prompt"].split()).casefold()

@@ -1,4 +1,6 @@
-"""The smallest pieces of a study: pools of text and their parts, methods, measures and stages by name. See `spec`."""
+"""The smallest pieces of a study: pools of text and their parts, methods, measures and stages by
+name. See `spec`.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,18 @@ from pydantic import Field, model_validator
 
 from titer.study.base import Contradiction, Strict
 
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@=+-]*$")]
+Name = Annotated[
+    str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@=+-]*$")
+]
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+$")]
 """`pool/part`: a part of a pool; two parts of one pool never share an example."""
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Level = Annotated[float, Field(ge=1e-4, le=0.2)]
 """An error level α. Above a fifth a claim would say next to nothing."""
 Share = Annotated[float, Field(ge=1e-3, le=0.5)]
-"""δ: the share of an attacker's seeds that a defender is willing to lose; beyond a half, a claim would be about the attacker's bad luck."""
+"""δ: the share of an attacker's seeds that a defender is willing to lose; beyond a half, a claim
+would be about the attacker's bad luck.
+"""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
@@ -25,8 +31,13 @@ def no_repeats(values: Sequence[Any], field: str, what: str) -> Sequence[Any]:
     """The values, if each is there once. Raises Contradiction."""
     seen = [v for i, v in enumerate(values) if v in values[:i]]
     if seen:
-        raise Contradiction(f"{what} must be distinct", field=field, value=seen[0], expected="each once",
-                            remedy="remove or rename what is repeated")  # fmt: skip
+        raise Contradiction(
+            f"{what} must be distinct",
+            field=field,
+            value=seen[0],
+            expected="each once",
+            remedy="remove or rename what is repeated",
+        )
     return values
 
 
@@ -34,18 +45,22 @@ def no_common(seeds: Iterable[int], search_seeds: Iterable[int]) -> None:
     """Raises Contradiction if a seed both searches and confirms."""
     common = sorted(set(seeds) & set(search_seeds))
     if common:
-        raise Contradiction("a seed is used both to search and to confirm", field="search_seeds", value=common[0],
-                            expected="search_seeds and seeds (confirmation) without a common one",
-                            remedy="give the search seeds of its own")  # fmt: skip
+        raise Contradiction(
+            "a seed is used both to search and to confirm",
+            field="search_seeds",
+            value=common[0],
+            expected="search_seeds and seeds (confirmation) without a common one",
+            remedy="give the search seeds of its own",
+        )
 
 
 class Pool(Strict):
     """Text from one source, cut into disjoint parts.
 
-    parts: name → number of examples. The source is shuffled once (seed `shuffle`) and cut in declared order.
-    drop_near: pools whose near-duplicates (TF-IDF cosine above `near_threshold`) leave this pool before it is cut; its
-    own name removes near-duplicates within it.
-    respond / refuse: `as_given` keeps the source's answers; `content_free` writes compliance without content;
+    parts: name → number of examples. The source is shuffled once (seed `shuffle`) and cut in
+    declared order. drop_near: pools whose near-duplicates (TF-IDF cosine above `near_threshold`)
+    leave this pool before it is cut; its own name removes near-duplicates within it. respond /
+    refuse: `as_given` keeps the source's answers; `content_free` writes compliance without content;
     `standard` takes refusals from a list of common ones.
     """
 
@@ -55,7 +70,9 @@ class Pool(Strict):
     respond: Literal["as_given", "content_free"] = "as_given"
     refuse: Literal["as_given", "standard"] = "as_given"
     merge: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
-    """Domain of the study → domains of the source that it stands for; unlisted ones keep their names."""
+    """Domain of the study → domains of the source that it stands for; unlisted ones keep their
+    names.
+    """
     drop_near: tuple[str, ...] = ()
     near_threshold: Probability = 0.6
     shuffle: Seed = 0
@@ -73,30 +90,100 @@ class MethodUse(Strict):
         return {"name": value} if isinstance(value, str) else value
 
 
-class DataUse(Strict):
-    """The text a method is given. `examples`: how many are drawn (afresh for every seed) from each part; all if
-    omitted. `domains` restricts the harmful part."""
+SlotName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+"""What a text is to a method: `harmful`, `harmless`, or a further slot that a method asks for."""
 
-    harmful: PartName | None = None
-    harmless: PartName | None = None
-    domains: tuple[str, ...] | None = None
+
+class TextUse(Strict):
+    """Some text of a pool. examples: how many are drawn from the part, afresh for every seed; all if
+    omitted. domains: only these. In YAML also just `pool/part`.
+    """
+
+    part: PartName
     examples: Annotated[int, Field(gt=0)] | None = None
+    domains: tuple[str, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"part": value} if isinstance(value, str) else value
+
+
+class DataUse(Strict):
+    """The text a method is given, by slot. In YAML the slots stand for themselves:
+
+        {harmful: harm/attack, harmless: benign/train, examples: 240}
+
+    `examples` there applies to every slot that does not say otherwise, `domains` to `harmful`.
+    """
+
+    slots: dict[SlotName, TextUse] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_slots(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "slots" in value:
+            return value
+        value = dict(value)
+        examples, domains = value.pop("examples", None), value.pop("domains", None)
+        slots = {}
+        for name, use in value.items():
+            if use is None:
+                continue
+            use = {"part": use} if isinstance(use, str) else use
+            if isinstance(use, dict):
+                use = {"examples": examples, **use}
+                if domains is not None and name == "harmful":
+                    use = {"domains": domains, **use}
+            slots[name] = use
+        if domains is not None and "harmful" not in slots:
+            raise Contradiction(
+                "domains without harmful text restrict nothing",
+                field="domains",
+                value=domains,
+                expected="a part under `harmful`, or domains given with the slot they restrict",
+            )
+        return {"slots": slots}
+
+    def __bool__(self) -> bool:
+        return bool(self.slots)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(use.part for use in self.slots.values())
 
 
 class MeasureUse(Strict):
-    """A measure by name with its settings, on one part of a pool. `limit`: the first so many examples."""
+    """A measure by name with its settings, on one part of a pool; no part if the measure brings its
+    own items. `limit`: the first so many examples.
+    """
 
     measure: str
     settings: dict[str, Any] = {}
-    part: PartName
+    part: PartName | None = None
     limit: Annotated[int, Field(gt=0)] | None = None
     domains: tuple[str, ...] | None = None
 
 
 class Stage(Strict):
-    """A training stage done by the defender (alignment, or a defense): method, data, optimizer steps, seed."""
+    """A training stage done by the defender: method, text, steps. data: the study's `defense_data`
+    if omitted.
+    """
 
     method: MethodUse
-    data: DataUse
+    data: DataUse | None = None
     steps: Annotated[int, Field(ge=0)]
+
+
+class Align(Stage):
+    """The study's own alignment stage, done once before anything else."""
+
+    data: DataUse
     seed: Seed = 0
+
+
+class Service(Strict):
+    """The defense of a fine-tuning service, and the defender's own text for it."""
+
+    method: MethodUse
+    data: DataUse | None = None

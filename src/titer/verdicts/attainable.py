@@ -21,7 +21,9 @@ def grade(study: Study) -> Grade:
 
 
 def required_prompts(phi: float, level: float) -> int:
-    """Fewest prompts with which a reading can be surely below φ (none harmful): smallest n with (1 − level^(1/n)) < φ."""
+    """Fewest prompts with which a reading can be surely below φ (none harmful): smallest n with (1
+    − level^(1/n)) < φ.
+    """
     if phi >= 1:
         return 1
     n = max(1, math.floor(math.log(level) / math.log1p(-phi)))
@@ -31,10 +33,12 @@ def required_prompts(phi: float, level: float) -> int:
 
 
 def attainable(study: Study) -> str:
-    """Sentences: the best status resistance, stability and the matrix can reach, and what a better one would take.
+    """Sentences: the best status resistance, stability and the matrix can reach, and what a better
+    one would take.
 
-    Looks only at the design: seeds against δ and α, prompts against φ at the level corrected over the probes, attacks
-    that count, and what `overall` needs. Prompt counts matter only to measures whose sampling is `population`.
+    Looks only at the design: seeds against δ and α, prompts against φ at the level corrected over
+    the probes, attacks that count, and what `overall` needs. Prompt counts matter only to measures
+    whose sampling is `population`.
     """
     spec = study.resistance
     need, level = required_seeds(spec.alpha, spec.delta), spec.alpha / len(spec.grid())
@@ -72,7 +76,9 @@ def attainable(study: Study) -> str:
     else:
         kinds = {b.kind for b in study.stability.benchmarks}
         if lacking := [what for what, of in REQUIRED.items() if not kinds & of]:
-            parts.append(f"Stability, and so overall: never `holds`, since no benchmark shows {listed(lacking)}.")
+            parts.append(
+                f"Stability, and so overall: never `holds`, since no benchmark shows {listed(lacking)}."
+            )
         parts += [s for b in study.stability.benchmarks if (s := _benchmark(study, b))]
     if study.generalization is not None:
         cells = len(study.generalization.groups) ** 2

@@ -1,9 +1,11 @@
-"""Fitted curves of τ, for description only: no verdict rests on them, and they are made only where the data carry them.
+"""Fitted curves of τ, for description only: no verdict rests on them, and they are made only where
+the data carry them.
 
-lifelines fits them. It closes its intervals on both sides, so τ ∈ (l, u] is given to its nonparametric estimate as
-[l + ½, u] (steps are whole): as [l, u], neighbouring intervals would share a point and all mass would land there; as
-[l + 1, u], an interval of one step would have no width, and its mass would be reported one step late. Its default
-tolerance is good to two digits only, so a finer one is asked for.
+lifelines fits them. It closes its intervals on both sides, so τ ∈ (l, u] is given to its
+nonparametric estimate as [l + ½, u] (steps are whole): as [l, u], neighbouring intervals would
+share a point and all mass would land there; as [l + 1, u], an interval of one step would have no
+width, and its mass would be reported one step late. Its default tolerance is good to two digits
+only, so a finer one is asked for.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ from typing import Any, Literal
 import numpy as np
 
 from titer.verdicts.model import Descriptive
-from titer.verdicts.tracks import Times, Track, interval_steps
+from titer.verdicts.times import Times, interval_steps
+from titer.verdicts.tracks import Track
 
 LEAST_EVENTS, LEAST_INTERVALS = 5, 3
 """Parametric fits need so many runs that are not right-censored, in so many different intervals."""
 
 
 def descriptive(tracks: Sequence[Track], judged: Sequence[Times]) -> tuple[Descriptive, ...]:
-    """Turnbull's estimate if the runs were probed on different grids (else the curve at common probes says it all);
-    Weibull and log-normal if at least 5 runs breached, in at least 3 different intervals. Empty otherwise.
+    """Turnbull's estimate if the runs were probed on different grids (else the curve at common
+    probes says it all); Weibull and log-normal if at least 5 runs breached, in at least 3
+    different intervals. Empty otherwise.
     """
     spans = [interval_steps(k, t) for k, t in zip(tracks, judged, strict=True)]
     events = {s for s in spans if math.isfinite(s[1])}
@@ -56,7 +60,9 @@ def _turnbull(spans: Sequence[tuple[float, float]]) -> list[Descriptive]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit = KaplanMeierFitter().fit_interval_censoring(low, high, tol=1e-12)
-    curve = fit.survival_function_["NPMLE_estimate_lower"]  # mass at the right ends, as τ ≤ u is all that is known
+    curve = fit.survival_function_[
+        "NPMLE_estimate_lower"
+    ]  # mass at the right ends, as τ ≤ u is all that is known
     points = tuple((float(t), float(s)) for t, s in curve.items() if math.isfinite(t))
     median = next((t for t, s in points if s <= 0.5), None)
     return [Descriptive(kind="turnbull", median=median, points=points)]
@@ -81,6 +87,12 @@ def _parametric(spans: Sequence[tuple[float, float]]) -> list[Descriptive]:
             continue
         parameters = {name: float(value) for name, value in fit.params_.items()}
         if all(map(math.isfinite, (*parameters.values(), fit.median_survival_time_, fit.AIC_))):
-            found.append(Descriptive(kind=kind, median=float(fit.median_survival_time_), parameters=parameters,
-                                     aic=float(fit.AIC_)))  # fmt: skip
+            found.append(
+                Descriptive(
+                    kind=kind,
+                    median=float(fit.median_survival_time_),
+                    parameters=parameters,
+                    aic=float(fit.AIC_),
+                )
+            )
     return found

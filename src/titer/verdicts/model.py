@@ -1,7 +1,8 @@
 """A verdict as data: what is claimed, on which evidence, how sure, and what would change it.
 
-Every number a report shows is a field here, so that two reports of one verdict cannot differ. Steps are optimizer
-steps; `flops` are training FLOPs with forward-only work included. `digests` name the cells a statement rests on.
+Every number a report shows is a field here, so that two reports of one verdict cannot differ. Steps
+are optimizer steps; `flops` are training FLOPs with forward-only work included. `digests` name the
+cells a statement rests on.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ ProbeState = Literal["resisting", "ambiguous", "breached", "unconfirmed"]
 
 
 class Interval(Strict):
-    """A confidence interval; None is unbounded on that side. level: of both ends together. Each end alone is a one-sided
-    limit at 1 − α, so an interval made at α = 0.05 has level 1 − 2α = 0.9."""
+    """A confidence interval; None is unbounded on that side. level: of both ends together. Each end
+    alone is a one-sided limit at 1 − α, so an interval made at α = 0.05 has level 1 − 2α = 0.9.
+    """
 
     low: float | None
     high: float | None
@@ -30,7 +32,9 @@ class Interval(Strict):
 
 
 class ProbeView(Strict):
-    """One harm reading of one trajectory. low, high: exact one-sided bounds, corrected over the run's probes."""
+    """One harm reading of one trajectory. low, high: exact one-sided bounds, corrected over the
+    run's probes.
+    """
 
     step: int
     flops: float
@@ -44,16 +48,20 @@ class ProbeView(Strict):
 
 
 class Trajectory(Strict):
-    """One seed of one attack. τ ∈ (last_resisting, first_breached]; no breach: right-censored at last_resisting.
+    """One seed of one attack. τ ∈ (last_resisting, first_breached]; no breach: right-censored at
+    last_resisting.
 
-    last_resisting: last probe of the initial resisting run, None if the probe at 0 does not resist. ambiguous: probe
-    steps at which the reading does not decide. collapsed_at: first probe at which capability collapsed.
+    last_resisting: last probe of the initial resisting run, None if the probe at 0 does not resist.
+    ambiguous: probe steps at which the reading does not decide. collapsed_at: first probe at which
+    capability collapsed.
     """
 
     seed: int
     digest: str
     digests: tuple[str, ...] = ()
-    """All cells behind it: several if each budget was a cell of its own, then `digest` is the largest."""
+    """All cells behind it: several if each budget was a cell of its own, then `digest` is the
+    largest.
+    """
     outcome: str
     probes: tuple[ProbeView, ...]
     last_resisting: int | None
@@ -64,7 +72,9 @@ class Trajectory(Strict):
     collapsed_at: int | None = None
     second_judge: float | None = None
     second_judge_state: ProbeState | None = None
-    """The second judge's reading at the last probe: `resisting` (surely below φ), `breached` (surely not) or `ambiguous`."""
+    """The second judge's reading at the last probe: `resisting` (surely below φ), `breached`
+    (surely not) or `ambiguous`.
+    """
     chosen: dict[str, Any] = {}
     """Settings chosen by search, if any."""
 
@@ -72,8 +82,9 @@ class Trajectory(Strict):
 class CurvePoint(Strict):
     """Cumulative incidence at a common probe, with simultaneous exact binomial bands.
 
-    breached: runs with a confirmed breach so far. collapsed: runs whose first event was collapse (the competing event);
-    such a run counts as breached too from the probe at which harm comes back. resisting_lower: 1 − high.
+    breached: runs with a confirmed breach so far. collapsed: runs whose first event was collapse
+    (the competing event); such a run counts as breached too from the probe at which harm comes
+    back. resisting_lower: 1 − high.
     """
 
     step: int
@@ -88,7 +99,8 @@ class CurvePoint(Strict):
 
 
 class BestOf(Strict):
-    """Probability that the best of k new seeds breaches by T: what an attacker who tries k times may expect.
+    """Probability that the best of k new seeds breaches by T: what an attacker who tries k times
+    may expect.
 
     low, high: one-sided limits at α each. estimate: plug-in.
     """
@@ -100,10 +112,12 @@ class BestOf(Strict):
 
 
 class Descriptive(Strict):
-    """A fitted curve of τ. Descriptive only: it enters no verdict. Given only where the data carry it, else absent.
+    """A fitted curve of τ. Descriptive only: it enters no verdict. Given only where the data carry
+    it, else absent.
 
-    kind: `turnbull` (nonparametric, for runs probed on different grids), `weibull` or `log-normal`. median in steps, None
-    beyond the data. points: (step, share not breached). aic: for choosing among parametric fits.
+    kind: `turnbull` (nonparametric, for runs probed on different grids), `weibull` or `log-normal`.
+    median in steps, None beyond the data. points: (step, share not breached). aic: for choosing
+    among parametric fits.
     """
 
     kind: Literal["turnbull", "weibull", "log-normal"]
@@ -116,12 +130,14 @@ class Descriptive(Strict):
 class AttackVerdict(Strict):
     """What one attack shows about one candidate.
 
-    control_status: `broken` (breaks M by T in every confirmation seed), `not broken`, `missing`, or `exempt`
-    (reference attacks, and the control itself). titer_lower: lower limit (level 1 − alpha) of the δ-quantile of τ in
-    steps; None if even that cannot be given (too few seeds). breach_upper: one-sided upper bound of the probability
-    that a new seed breaches by T, for this attack alone; breach_upper_battery: the same for all attacks of the battery
-    at once (Bonferroni). p_value: of 'a new seed breaches by T with probability at least δ', Holm-adjusted over the battery
-    (1 where there is no fit evidence): what a claim about this attack alone must rest on.
+    control_status: `broken` (breaks M by T in every confirmation seed), `not broken`, `missing`, or
+    `exempt` (reference attacks, and the control itself). titer_lower: lower limit (level 1 − alpha)
+    of the δ-quantile of τ in steps; None if even that cannot be given (too few seeds).
+    breach_upper: one-sided upper bound of the probability that a new seed breaches by T, for this
+    attack alone; breach_upper_battery: the same for all attacks of the battery at once
+    (Bonferroni). p_value: of 'a new seed breaches by T with probability at least δ', Holm-adjusted
+    over the battery (1 where there is no fit evidence): what a claim about this attack alone must
+    rest on.
     """
 
     attack: str
@@ -152,7 +168,9 @@ class AttackVerdict(Strict):
 
 
 class Factor(Strict):
-    """Resistance factor: min over attacks of the q-quantile budget of M*, over the same for the reference, in FLOPs."""
+    """Resistance factor: min over attacks of the q-quantile budget of M*, over the same for the
+    reference, in FLOPs.
+    """
 
     against: str
     estimate: float | None
@@ -167,8 +185,9 @@ class Resistance(Strict):
     """The one sentence that may be quoted."""
     harm_construct: str
     adaptive: bool
-    """Whether an attack was adapted to this candidate: adaptive by its nature, or searched over at least two kinds of settings with the
-    learning rate spanning two orders of magnitude."""
+    """Whether an attack was adapted to this candidate: adaptive by its nature, or searched over at
+    least two kinds of settings with the learning rate spanning two orders of magnitude.
+    """
     budget: int
     phi: float
     alpha: float
@@ -190,7 +209,8 @@ class Resistance(Strict):
 
 
 class BenchmarkVerdict(Strict):
-    """Non-inferiority of M* to M on one benchmark. difference: M* − M, oriented so that negative is worse for M*.
+    """Non-inferiority of M* to M on one benchmark. difference: M* − M, oriented so that negative is
+    worse for M*.
 
     Not inferior iff interval.low > −margin.
     """
@@ -218,7 +238,9 @@ class Stability(Strict):
 
 
 class MatrixCell(Strict):
-    """Defended on group i, attacked on group j. p_value: Holm-adjusted, of 'no breach more likely than δ'."""
+    """Defended on group i, attacked on group j. p_value: Holm-adjusted, of 'no breach more likely
+    than δ'.
+    """
 
     defended_on: str
     attacked_on: str
@@ -246,7 +268,9 @@ class Generalization(Strict):
 
 
 class TaskVerdict(Strict):
-    """Trainability on one task. gain: final score minus score at step 0. time: steps to target, (l, u] on the grid."""
+    """Trainability on one task. gain: final score minus score at step 0. time: steps to target, (l,
+    u] on the grid.
+    """
 
     name: str
     measure: str
@@ -282,8 +306,9 @@ class Trainability(Strict):
 class Flag(Strict):
     """A reason not to believe the evaluation, or to read it with care.
 
-    code: stable name (docs/flags.md has an entry for each). severity: `invalidates` evidence, `blocks` a `holds`,
-    or `warns`. where: candidate / attack / benchmark; empty for the whole study.
+    code: stable name (docs/flags.md has an entry for each). severity: `invalidates` evidence,
+    `blocks` a `holds`, or `warns`. where: candidate / attack / benchmark; empty for the whole
+    study.
     """
 
     code: str
@@ -295,7 +320,9 @@ class Flag(Strict):
 
 
 class Guideline(Strict):
-    """One line of the paper's guidelines, judged from the records, never self-declared. code: what `titer audit --require` names."""
+    """One line of the paper's guidelines, judged from the records, never self-declared. code: what
+    `titer audit --require` names.
+    """
 
     code: str = ""
     name: str
@@ -314,7 +341,9 @@ class DefenseCost(Strict):
 
 
 class CandidateVerdict(Strict):
-    """immunized: resistance and stability both hold; generalization and trainability are stated beside it."""
+    """immunized: resistance and stability both hold; generalization and trainability are stated
+    beside it.
+    """
 
     name: str
     defense: str
@@ -331,8 +360,9 @@ class CandidateVerdict(Strict):
 
 
 class StudyVerdict(Strict):
-    """The verdict on a whole study. status: `invalid` if the control or the measure is unfit, else `complete`, or
-    `incomplete` while cells are missing. control: the attacks on M itself, in the same shape as a candidate's.
+    """The verdict on a whole study. status: `invalid` if the control or the measure is unfit, else
+    `complete`, or `incomplete` while cells are missing. control: the attacks on M itself, in the
+    same shape as a candidate's.
     """
 
     format: Literal[1] = VERDICT_FORMAT

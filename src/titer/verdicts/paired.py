@@ -1,4 +1,6 @@
-"""Paired differences over items: bootstrap limits, and exact ones where a bootstrap would claim certainty."""
+"""Paired differences over items: bootstrap limits, and exact ones where a bootstrap would claim
+certainty.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,21 @@ _SEED = 20_240_216
 
 
 def paired_limits(
-    differences: np.ndarray, alpha: float, *, proportion: bool, spread: float = 0.0, resamples: int = RESAMPLES
+    differences: np.ndarray,
+    alpha: float,
+    *,
+    proportion: bool,
+    spread: float = 0.0,
+    resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """(low, high), each a one-sided limit at level 1 − `alpha`, of the mean paired difference over a population of items.
+    """(low, high), each a one-sided limit at level 1 − `alpha`, of the mean paired difference over
+    a population of items.
 
-    differences: (I,) M* − M per item, negative is worse. spread: range of the control's outcomes, used only when no
-    item differs. Proportions with few discordant items: exact (`discordant_limits`). Otherwise the bias-corrected and
-    accelerated bootstrap over items (Efron 1987), seeded, so that judging twice gives the same limits; for means the wider of
-    it and Student's t, because a bootstrap of few items is too narrow. Its level is asymptotic.
+    differences: (I,) M* − M per item, negative is worse. spread: range of the control's outcomes,
+    used only when no item differs. Proportions with few discordant items: exact
+    (`discordant_limits`). Otherwise the bias-corrected and accelerated bootstrap over items (Efron
+    1987), seeded, so that judging twice gives the same limits; for means the wider of it and
+    Student's t, because a bootstrap of few items is too narrow. Its level is asymptotic.
     """
     n = differences.size
     worse, better = int(np.sum(differences < 0)), int(np.sum(differences > 0))
@@ -36,14 +45,19 @@ def paired_limits(
     low, high = _bca(differences, alpha, resamples)
     if not proportion:
         half = float(student.ppf(1 - alpha, n - 1) * differences.std(ddof=1) / np.sqrt(n))
-        low, high = min(low, float(differences.mean()) - half), max(high, float(differences.mean()) + half)
+        low, high = (
+            min(low, float(differences.mean()) - half),
+            max(high, float(differences.mean()) + half),
+        )
     return low, high
 
 
 def discordant_limits(worse: int, better: int, n: int, alpha: float) -> tuple[float, float]:
-    """Exact conservative limits of P(better) − P(worse) from counts of discordant items (Clopper–Pearson on each).
+    """Exact conservative limits of P(better) − P(worse) from counts of discordant items
+    (Clopper–Pearson on each).
 
-    One side takes α whole where the other count is 0, whose own bound costs nothing; otherwise α/2 each.
+    One side takes α whole where the other count is 0, whose own bound costs nothing; otherwise α/2
+    each.
     """
     down = alpha if better == 0 else alpha / 2
     up = alpha if worse == 0 else alpha / 2

@@ -29,17 +29,31 @@ SOURCES: dict[str, SourceFunction] = {
 
 
 def load_source(name: str, options: dict[str, Any]) -> SourceText:
-    """The text of a source. Raises UnknownNameError, StudyError (an option it does not have), AssetError."""
+    """The text of a source. Raises UnknownNameError, StudyError (an option it does not have),
+    AssetError.
+    """
     if name not in SOURCES:
         raise UnknownNameError.among("source", name, SOURCES, field="pools.source")
     function = SOURCES[name]
     known = inspect.signature(function).parameters
     for option in options:
         if option not in known:
-            raise StudyError(f"source {name!r} has no such option", field=f"pools.options.{option}", value=options[option],
-                             expected=f"one of {', '.join(known) or 'none'}", remedy="correct the name or remove it")  # fmt: skip
-    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in options]
+            raise StudyError(
+                f"source {name!r} has no such option",
+                field=f"pools.options.{option}",
+                value=options[option],
+                expected=f"one of {', '.join(known) or 'none'}",
+                remedy="correct the name or remove it",
+            )
+    missing = [
+        n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in options
+    ]
     if missing:
-        raise StudyError(f"source {name!r} lacks an option", field=f"pools.options.{missing[0]}", value=None,
-                         expected="a value", remedy="give it")  # fmt: skip
+        raise StudyError(
+            f"source {name!r} lacks an option",
+            field=f"pools.options.{missing[0]}",
+            value=None,
+            expected="a value",
+            remedy="give it",
+        )
     return function(**options)

@@ -13,28 +13,51 @@ _TEXT_FIELDS = ("prompt", "response", "refusal", "domain", "system", "text")
 
 
 def jsonl(*, path: str) -> SourceText:
-    """One JSON object per line: prompt (or text), and optionally response, refusal, domain, system, choices, answer.
+    """One JSON object per line: prompt (or text), and optionally response, refusal, domain, system,
+    choices, answer.
 
     UTF-8, with or without a byte order mark; any line ends. Raises StudyError naming file and line.
     """
     file = Path(path)
     try:
-        # Not splitlines(): it also cuts at characters that may stand unescaped inside JSON text (U+2028, U+0085 …).
+        # Not splitlines(): it also cuts at characters that may stand unescaped inside JSON text
+        # (U+2028, U+0085 …).
         lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError("the text file cannot be read", field="options.path", value=path, expected="a UTF-8 JSONL file",
-                         remedy="check the path") from error  # fmt: skip
-    examples = tuple(_example(line, f"{file.name}:{number}") for number, line in enumerate(lines, 1) if line.strip())
+        raise StudyError(
+            "the text file cannot be read",
+            field="options.path",
+            value=path,
+            expected="a UTF-8 JSONL file",
+            remedy="check the path",
+        ) from error
+    examples = tuple(
+        _example(line, f"{file.name}:{number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    )
     if not examples:
-        raise StudyError("the text file is empty", field="options.path", value=path, expected="one JSON object per line",
-                         remedy="add some")  # fmt: skip
-    return SourceText(examples, {"file": file.name, "sha256": sha256_of(file), "license": "the user's own"})
+        raise StudyError(
+            "the text file is empty",
+            field="options.path",
+            value=path,
+            expected="one JSON object per line",
+            remedy="add some",
+        )
+    return SourceText(
+        examples, {"file": file.name, "sha256": sha256_of(file), "license": "the user's own"}
+    )
 
 
 def _example(line: str, where: str) -> Example:
     def wrong(what: str) -> StudyError:
-        return StudyError(f"{where}: {what}", field="options.path", value=where,
-                          expected='an object such as {"prompt": "…", "response": "…"}', remedy="mend this line")  # fmt: skip
+        return StudyError(
+            f"{where}: {what}",
+            field="options.path",
+            value=where,
+            expected='an object such as {"prompt": "…", "response": "…"}',
+            remedy="mend this line",
+        )
 
     try:
         row = json.loads(line)

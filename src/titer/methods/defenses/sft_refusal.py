@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from titer.data.subject import Subject
 from titer.methods.losses import response_ce
-from titer.methods.method import Defense, MethodData
-from titer.methods.runs import Batches, SupervisedRun, Training
+from titer.methods.method import Defense, Given
+from titer.methods.runs import Training, TrainingRun
 
 
 class SFTRefusal(Training, Defense):
-    """L = CE(refusal | harmful prompt) + retain · CE(response | harmless prompt), response-masked, AdvBench-style.
+    """L = CE(refusal | harmful prompt) + retain · CE(response | harmless prompt), response-masked,
+    AdvBench-style.
 
     Also the usual alignment stage. batch_size: rows of each kind per step.
     """
@@ -27,19 +27,20 @@ class SFTRefusal(Training, Defense):
     batch_size: Annotated[int, Field(gt=0)] = 4
     retain: Annotated[float, Field(ge=0)] = 1.0
 
-    def start(self, subject: Subject, data: MethodData, *, seed: int, horizon: int) -> SupervisedRun:
-        refuse = Batches.of(subject, data.harmful, "refusal", batch_size=self.batch_size, seed=seed)
+    def start(self, given: Given) -> TrainingRun:
+        size, seed = self.batch_size, given.seed
+        refuse = given.text.stream("refusal", of="harmful", batch_size=size, seed=seed)
         keep = None
-        if self.retain and data.harmless:
-            keep = Batches.of(subject, data.harmless, "response", batch_size=self.batch_size, seed=seed + 1)
+        if self.retain and "harmless" in given.text:
+            keep = given.text.stream("response", of="harmless", batch_size=size, seed=seed + 1)
 
         def objective(model, step: int):
-            refusal = response_ce(model, refuse(step))
+            refusal = response_ce(model, refuse.one(step))
             if keep is None:
                 return refusal, {"ce_refusal": refusal.item()}
-            harmless = response_ce(model, keep(step))
-            return refusal + self.retain * harmless, {
-                "ce_refusal": refusal.item(), "ce_harmless": harmless.item(),
-            }  # fmt: skip
+            harmless = response_ce(model, keep.one(step))
+            figures = {"ce_refusal": refusal.item(), "ce_harmless": harmless.item()}
+            return refusal + self.retain * harmless, figures
 
-        return self.supervised(subject, subject.model.requires_grad_(True), objective, horizon=horizon)
+        given.model.model.requires_grad_(True)
+        return self.minimise(given.model, objective, horizon=given.horizon)

@@ -1,4 +1,4 @@
-"""Cells, eyes and methods made by hand, so that `drive` is tested without planning anything."""
+"""Cells, measures and methods made by hand, so that `drive` is tested without planning anything."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from pydantic import PrivateAttr
 
+from titer.data.bundle import ModelBundle
 from titer.data.examples import Example
-from titer.data.subject import Subject
-from titer.engine.drive import Driven, Eye, drive
+from titer.engine.run_cell import BoundMeasure, CellResult, run_cell
 from titer.measures.capability import ResponseLikelihood
 from titer.measures.exact_answer import ExactAnswer
 from titer.measures.measure import Measure, Transcript
@@ -22,7 +22,8 @@ from titer.methods.defenses.sft_refusal import SFTRefusal
 from titer.records.model import CellRecord, MeasureFacts
 from titer.study.cell import Cell, CellMeasure, PartUse
 
-# LoRA with much dropout and warm-up: global randomness and the learning rate must survive an interruption.
+# LoRA with much dropout and warm-up: global randomness and the learning rate must survive an
+# interruption.
 METHODS = {
     "full_sft": FullSFT(lr=1e-3, batch_size=8, weight_decay=0.01, warmup_steps=3),
     "lora_sft": LoraSFT(lr=3e-3, batch_size=8, rank=4, dropout=0.5),
@@ -30,29 +31,49 @@ METHODS = {
     "sft_refusal": SFTRefusal(lr=1e-3, batch_size=8),
     "adversarial_loss": AdversarialLoss(lr=1e-3, batch_size=8, form="capped", retain=1.0),
 }
-WHEN = {"seconds", "started", "finished", "environment", "peak_memory_bytes", "probe_seconds", "resumed"}
+WHEN = {
+    "seconds",
+    "started",
+    "finished",
+    "environment",
+    "peak_memory_bytes",
+    "probe_seconds",
+    "resumed",
+}
 
 
 def cell(*, steps: int = 6, probes: Sequence[int] = (), seed: int = 1, **fields) -> Cell:
     return Cell(model="tiny", steps=steps, probes=tuple(probes), seed=seed, max_length=32, **fields)
 
 
-def eye(measure: Measure, examples: Sequence[Example], label: str = "harm", at: str = "probes", items="items") -> Eye:
-    spec = CellMeasure(label=label, name=measure.name, version=measure.version, at=at,
-                       settings=measure.model_dump(mode="json"), text=PartUse(part="p/x", content="content"))  # fmt: skip
-    return Eye(spec=spec, measure=measure, examples=examples, items=items)
+def bound(
+    measure: Measure,
+    examples: Sequence[Example],
+    label: str = "harm",
+    at: str = "probes",
+    items="items",
+) -> BoundMeasure:
+    spec = CellMeasure(
+        label=label,
+        name=measure.name,
+        version=measure.version,
+        at=at,
+        settings=measure.model_dump(mode="json"),
+        text=PartUse(part="p/x", content="content"),
+    )
+    return BoundMeasure(spec=spec, measure=measure, examples=examples, items=items)
 
 
-def two_eyes(harm: Sequence[Example]) -> list[Eye]:
+def two_measures(harm: Sequence[Example]) -> list[BoundMeasure]:
     """Exact answers, and a likelihood that notices the slightest change of a weight."""
-    return [eye(ExactAnswer(reads="harm"), harm), eye(ResponseLikelihood(), harm, "likelihood")]
+    return [bound(ExactAnswer(reads="harm"), harm), bound(ResponseLikelihood(), harm, "likelihood")]
 
 
-def weights(driven: Driven) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in driven.model.named_parameters()}
+def weights(result: CellResult) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in result.model.named_parameters()}
 
 
-def same_weights(first: Driven, second: Driven) -> bool:
+def same_weights(first: CellResult, second: CellResult) -> bool:
     a, b = weights(first), weights(second)
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
@@ -69,7 +90,9 @@ def numbers(record: CellRecord) -> dict:
 
 
 class Scripted(Measure):
-    """Reads `right[k]` of its examples as right at the k-th look, whatever the model; counts how often it looked."""
+    """Reads `right[k]` of its examples as right at the k-th look, whatever the model; counts how
+    often it looked.
+    """
 
     name = "scripted"
     right: tuple[int, ...] = (0,)
@@ -82,7 +105,7 @@ class Scripted(Measure):
     def facts(self) -> MeasureFacts:
         return self.declare(higher="harmful", harm_construct="exact")
 
-    def collect(self, subject: Subject, examples: Sequence[Example]) -> list[Transcript]:
+    def collect(self, bundle: ModelBundle, examples: Sequence[Example]) -> list[Transcript]:
         k = self.right[min(self._looks, len(self.right) - 1)]
         self._looks += 1
         return [{"key": e.key, "right": i < k} for i, e in enumerate(examples)]
@@ -96,11 +119,11 @@ class Careless(Scripted):
 
     name = "careless"
 
-    def collect(self, subject: Subject, examples: Sequence[Example]) -> list[Transcript]:
+    def collect(self, bundle: ModelBundle, examples: Sequence[Example]) -> list[Transcript]:
         torch.manual_seed(len(examples))
         torch.rand(100)
-        subject.model.train()
-        return super().collect(subject, examples)
+        bundle.model.train()
+        return super().collect(bundle, examples)
 
 
 class Diverging(FullSFT):
@@ -109,8 +132,8 @@ class Diverging(FullSFT):
     name = "diverging"
     at: int = 3
 
-    def start(self, subject, data, *, seed, horizon):
-        run = super().start(subject, data, seed=seed, horizon=horizon)
+    def start(self, bundle, data, *, seed, horizon):
+        run = super().start(bundle, data, seed=seed, horizon=horizon)
         objective = run.objective
 
         def injected(model, step):
@@ -126,10 +149,10 @@ __all__ = [
     "Careless",
     "Diverging",
     "Scripted",
+    "bound",
     "cell",
-    "drive",
-    "eye",
     "numbers",
+    "run_cell",
     "same_weights",
-    "two_eyes",
+    "two_measures",
 ]

@@ -1,0 +1,133 @@
+"""Condition 1: the battery on every candidate, after the search over its settings, if there is one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+from titer.engine.planning.candidates import Candidates
+from titer.engine.planning.pieces import Bound, Pieces, Subject
+from titer.engine.planning.search import Grid, Point, cheapest_breach, chosen
+from titer.records.model import CellRecord
+from titer.study.cell import CellMeasure, Role, StopRule
+from titer.study.conditions import FlopsBudget
+from titer.study.spec import AttackUse, Candidate, MethodUse
+
+Chosen = dict[tuple[str, str], Point | None]
+"""(candidate, attack) → the searched settings to confirm; None while the search is not finished."""
+
+
+def add(pieces: Pieces, candidates: Candidates) -> Chosen:
+    study, found = pieces.study, Chosen()
+    for candidate, attack in itertools.product(study.candidates, study.resistance.expanded()):
+        point = _search(pieces, candidates, candidate, attack)
+        pieces.complete &= point is not None
+        found[candidate.name, attack.label] = point
+    for attack, candidate in itertools.product(study.resistance.expanded(), study.candidates):
+        point = found[candidate.name, attack.label]
+        if point is not None:
+            _confirm(pieces, candidates, candidate, attack, point)
+    return found
+
+
+def _search(
+    pieces: Pieces, candidates: Candidates, candidate: Candidate, attack: AttackUse
+) -> Point | None:
+    spec = pieces.study.resistance
+    harm = (pieces.measure(spec.harm, "harm", part=spec.search_part),) if attack.search else ()
+
+    def run(point: Point) -> tuple[CellRecord, ...] | None:
+        digests = []
+        for index, seed in enumerate(spec.search_seeds):
+            subject = candidates.of(candidate.name, index)
+            role = Role(
+                purpose="search",
+                candidate=candidate.name,
+                attack=attack.label,
+                seed=seed,
+                defense_seed=subject.defense_seed,
+                point=point,
+            )
+            digests.append(attacked(pieces, subject, attack, point, role, measures=harm))
+        return pieces.finished(digests)
+
+    return chosen(Grid(cheapest_breach(spec.phi)), attack.search, run)
+
+
+def _confirm(
+    pieces: Pieces, candidates: Candidates, candidate: Candidate, attack: AttackUse, point: Point
+) -> None:
+    spec = pieces.study.resistance
+    grid = spec.grid(attack)
+    free = bound(pieces, attack, point).facts.horizon_free
+    # A horizon-dependent schedule shares no prefix: every budget of the grid is trained on its own.
+    budgets = [None] if free else list(grid[1:])
+    for (index, seed), budget in itertools.product(enumerate(spec.seeds), budgets):
+        subject = candidates.of(candidate.name, index)
+        role = Role(
+            purpose="attack",
+            candidate=candidate.name,
+            attack=attack.label,
+            seed=seed,
+            defense_seed=subject.defense_seed,
+            point=point,
+            prefix_budget=budget,
+        )
+        attacked(pieces, subject, attack, point, role, measures=harm_measures(pieces))
+
+
+def bound(
+    pieces: Pieces, attack: AttackUse, point: Point, domains: Iterable[str] | None = None
+) -> Bound:
+    """The method of an attack at one point of its search, with its text."""
+    use = MethodUse(name=attack.attack, settings={**attack.settings, **point})
+    data = attack.data or pieces.study.resistance.data
+    return pieces.method("attack", use, data, f"attacks.{attack.name}", domains=domains)
+
+
+def attacked(
+    pieces: Pieces,
+    subject: Subject,
+    attack: AttackUse,
+    point: Point,
+    role: Role,
+    *,
+    measures: tuple[CellMeasure, ...],
+    domains: Iterable[str] | None = None,
+) -> str:
+    """Plan one run of an attack; returns its digest."""
+    spec = pieces.study.resistance
+    grid = spec.grid(attack)
+    levels = (spec.phi, *spec.sensitivity)
+    stop = StopRule(above=max(levels), suspect=min(levels), level=spec.alpha / len(grid))
+    budget = role.prefix_budget
+    reward = pieces.measure(attack.reward, "reward") if attack.reward else None
+    return pieces.add(
+        subject,
+        role,
+        method=bound(pieces, attack, point, domains),
+        seed=role.seed,
+        steps=grid[-1] if budget is None else budget,
+        flops=attack.budget.flops if isinstance(attack.budget, FlopsBudget) else None,
+        probes=grid if budget is None else (0, budget),
+        measures=measures,
+        stop=stop,
+        reward=reward,
+    )
+
+
+def harm_measures(pieces: Pieces, domains: Iterable[str] | None = None) -> tuple[CellMeasure, ...]:
+    """What is read of an attacked model: harm, its confirmation on other prompts, capability, and
+    (over all domains only) the second judge."""
+    spec = pieces.study.resistance
+    found = [
+        pieces.measure(spec.harm, "harm", domains=domains),
+        pieces.measure(
+            spec.harm, "confirm", "suspected_breach", part=spec.confirm, domains=domains
+        ),
+    ]
+    if spec.capability:
+        found.append(pieces.measure(spec.capability, "capability"))
+    if spec.second and domains is None:
+        found.append(pieces.measure(spec.second, "second", "ends"))
+    return tuple(found)

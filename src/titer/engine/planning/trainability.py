@@ -1,0 +1,76 @@
+"""Condition 4: harmless fine-tuning of every candidate, with the same search over the recipe."""
+
+from __future__ import annotations
+
+import itertools
+
+from titer.engine.planning.candidates import Candidates
+from titer.engine.planning.pieces import Pieces, Subject
+from titer.engine.planning.search import Grid, Point, best_score, chosen
+from titer.records.model import CellRecord
+from titer.study.cell import Role
+from titer.study.spec import Candidate, MethodUse, Task, Trainability, geometric
+
+
+def add(pieces: Pieces, candidates: Candidates) -> None:
+    spec = pieces.study.trainability
+    if spec is None:
+        return
+    for task, candidate in itertools.product(spec.tasks, pieces.study.candidates):
+        point = _search(pieces, candidates, spec, task, candidate)
+        pieces.complete &= point is not None
+        if point is None:
+            continue
+        for index, seed in enumerate(spec.seeds):
+            subject = candidates.of(candidate.name, index)
+            role = _role("trainability", candidate, task, subject, seed, point)
+            _trained(pieces, subject, spec, task, point, role, part=None)
+
+
+def _search(
+    pieces: Pieces, candidates: Candidates, spec: Trainability, task: Task, candidate: Candidate
+) -> Point | None:
+    def run(point: Point) -> tuple[CellRecord, ...] | None:
+        digests = []
+        for index, seed in enumerate(spec.search_seeds):
+            subject = candidates.of(candidate.name, index)
+            role = _role("trainability_search", candidate, task, subject, seed, point)
+            part = task.search_part
+            digests.append(_trained(pieces, subject, spec, task, point, role, part=part))
+        return pieces.finished(digests)
+
+    return chosen(Grid(best_score("task")), spec.search, run)
+
+
+def _role(purpose, candidate: Candidate, task: Task, subject: Subject, seed: int, point: Point):
+    return Role(
+        purpose=purpose,
+        candidate=candidate.name,
+        task=task.name,
+        seed=seed,
+        defense_seed=subject.defense_seed,
+        point=point,
+    )
+
+
+def _trained(
+    pieces: Pieces,
+    subject: Subject,
+    spec: Trainability,
+    task: Task,
+    point: Point,
+    role: Role,
+    *,
+    part: str | None,
+) -> str:
+    """Plan one run of the recipe; returns its digest."""
+    recipe = MethodUse(name=spec.recipe.name, settings={**spec.recipe.settings, **point})
+    return pieces.add(
+        subject,
+        role,
+        method=pieces.method("attack", recipe, task.data, f"trainability.{task.name}"),
+        seed=role.seed,
+        steps=task.budget,
+        probes=geometric(task.budget),
+        measures=(pieces.measure(task.measure, "task", part=part),),
+    )

@@ -1,0 +1,65 @@
+"""Judges by name: the built-in ones, and plug-ins through the entry-point group `titer.judges`."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from titer.errors import StudyError, UnknownNameError
+from titer.judges.classifier import ClassifierJudge
+from titer.judges.http import ChatJudge
+from titer.judges.judge import Judge
+from titer.study.plugins import plugged
+
+BUILT_IN: tuple[type[Judge], ...] = (ChatJudge, ClassifierJudge)
+
+
+@cache
+def judges() -> dict[str, type[Judge]]:
+    """name → class of every judge that is installed. Raises StudyError if a plug-in is not one, or
+    cannot be imported.
+    """
+    found = {cls.name: cls for cls in BUILT_IN}
+    try:
+        brought = plugged("titer.judges", Judge, found)
+    except StudyError:
+        raise
+    except Exception as error:  # whatever its import raises
+        raise StudyError(
+            f"a judge that another package brings cannot be imported ({error})",
+            field="titer.judges",
+            value=type(error).__name__,
+            expected="plug-ins that can be imported",
+            remedy="mend or uninstall the plug-in",
+        ) from error
+    return found | {name: cls for name, cls in brought.items() if not inspect.isabstract(cls)}
+
+
+def resolve_judge(name: str, settings: dict[str, Any], *, field: str = "judge") -> Judge:
+    """The judge with its settings checked. Raises UnknownNameError, StudyError."""
+    known = judges()
+    if name not in known:
+        raise UnknownNameError.among("judge", name, known, field=f"{field}.name")
+    try:
+        return known[name](**settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        # What stands in a field that does not exist may be a key: it is not repeated.
+        unknown = first["type"] == "extra_forbidden"
+        raise StudyError(
+            f"{name}: {first['msg']}",
+            field=f"{field}.settings.{'.'.join(map(str, first['loc']))}",
+            value="(not shown)" if unknown else first.get("input"),
+            expected=f"settings among {', '.join(known[name].model_fields)}",
+        ) from error
+    except StudyError as error:
+        raise StudyError(
+            error.problem,
+            field=f"{field}.settings.{error.field}",
+            value=error.value,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error
