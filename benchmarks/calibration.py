@@ -27,9 +27,9 @@ from scipy.stats import norm
 
 from titer.records.model import MeasureFacts
 from titer.verdicts import simulate as sim
-from titer.verdicts.compare import permutation_test
 from titer.verdicts.factor import ratio_of_minima
 from titer.verdicts.paired import paired_limits
+from titer.verdicts.pairs import permutation_test
 from titer.verdicts.power import Truth, run_chances
 from titer.verdicts.seeds import best_of, holm, no_breach_p, required_seeds
 from titer.verdicts.trainability import crossed_limits, time_ratio
@@ -91,7 +91,7 @@ def read(rng, plan, harm, reader: Reader) -> sim.Outcomes:
     )
 
 
-# -- promises ---------------------------------------------------------------------------------------------------------
+# -- promises -------------------------------------------------------------------------------------
 
 
 def false_holds(rng, studies: int) -> Iterator[Row]:
@@ -352,7 +352,7 @@ def non_inferiority(rng, studies: int) -> Iterator[Row]:
 def trainability(rng, studies: int) -> Iterator[Row]:
     """Seeds, items and their interaction all vary; M* is worse by exactly the margin."""
     facts = MeasureFacts(
-        name="m", version=1, higher="capable", construct="capability", scale="mean"
+        name="m", version=1, higher="capable", harm_construct="capability", scale="mean"
     )
     margin, items = 0.1, 60
     for n, _ in DESIGNS:
@@ -415,7 +415,7 @@ PROMISES = (
 )
 
 
-# -- shortcuts --------------------------------------------------------------------------------------------------------
+# -- shortcuts ------------------------------------------------------------------------------------
 
 
 def shortcuts(rng, studies: int) -> Iterator[tuple[Row, Row | None]]:
@@ -546,7 +546,7 @@ def cosine(rng, studies: int) -> np.ndarray:
     return (own & ~prefix).any(1)
 
 
-# -- output -----------------------------------------------------------------------------------------------------------
+# -- output ---------------------------------------------------------------------------------------
 
 
 def table(rows: list[Row]) -> list[str]:
@@ -557,8 +557,8 @@ def table(rows: list[Row]) -> list[str]:
     for r in rows:
         promise = "–" if r.kind == "shown" else f"{r.kind} {r.promise:.4g}"
         out.append(
-            f"| {r.scenario} | {r.seeds} | {r.studies} | {r.rate:.4f} ± {r.error:.4f} | {promise} | "
-            f"{'–' if r.kind == 'shown' else 'yes' if r.kept else '**no**'} |"
+            f"| {r.scenario} | {r.seeds} | {r.studies} | {r.rate:.4f} ± {r.error:.4f} | {promise} "
+            f"| {'–' if r.kind == 'shown' else 'yes' if r.kept else '**no**'} |"
         )
     return out
 
@@ -597,13 +597,15 @@ def main() -> None:
     broken = [r for r in promised if not r.kept]
     text = "\n".join(
         [
-            f"`python benchmarks/calibration.py --studies {arguments.studies}`: α = {ALPHA:g}, φ = {PHI:g}, {PROMPTS} prompts, probes at "
-            f"{', '.join(map(str, GRID))}; each promise to within three Monte-Carlo errors (±: one). "
+            f"`python benchmarks/calibration.py --studies {arguments.studies}`: α = {ALPHA:g}, "
+            f"φ = {PHI:g}, {PROMPTS} prompts, probes at {', '.join(map(str, GRID))}; each promise "
+            "to within three Monte-Carlo errors (±: one). "
             f"{len(promised) - len(broken)} of {len(promised)} promises kept.",
             "",
             *table(rows),
             "",
-            "**What common shortcuts would have claimed.** Every claim counted here is wrong by construction.",
+            "**What common shortcuts would have claimed.** Every claim counted here is wrong by "
+            "construction.",
             "",
             *pairs_table(pairs),
         ]

@@ -2,6 +2,7 @@
 
 from titer.api import judge, run, write_report
 from titer.study import Study, load_study
+from titer.study.plugins import register
 
 __version__ = "0.1.0"
-__all__ = ["Study", "__version__", "judge", "load_study", "run", "write_report"]
+__all__ = ["Study", "__version__", "judge", "load_study", "register", "run", "write_report"]

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from titer.assets import world
 from titer.assets.tiny_model import FOLDER, VARIANTS, load_tiny, verify_tiny
-from titer.data.encoding import Stream, collate, encode_all
+from titer.data.encoding import Stream, collate, encode
 from titer.data.sources.tiny_world import tiny_world
 from titer.errors import AssetError, UnknownNameError
 
@@ -62,7 +62,7 @@ def ask(group, count=240, **options):
     return tiny_world(group=group, count=count, **options).examples
 
 
-# --- what must hold of the models ---------------------------------------------------------------------------------
+# --- what must hold of the models -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alphabet", world.ALPHABETS)
@@ -88,7 +88,7 @@ def test_aligned_models_refuse_harm_and_nothing_else(loaded, variant, alphabet, 
 
 def attacked(model, tokenizer, train, steps, lr):
     """The plainest attack: AdamW on the right answers, batch 16."""
-    rows = encode_all(tokenizer, train, "response", 64)
+    rows = [encode(tokenizer, e, e.response, 64) for e in train]
     stream = Stream(len(rows), 16, 0)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0
@@ -141,7 +141,7 @@ def test_untaught_has_nothing_to_be_brought_back():
     assert right(attacked(model, tokenizer, train, 32, 1e-3), tokenizer, test) < 0.1
 
 
-# --- loading ------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -206,7 +206,7 @@ def test_damaged_list_of_hashes(copy, content):
         load_tiny("aligned", folder=copy)
 
 
-# --- tokenizer ----------------------------------------------------------------------------------------------------
+# --- tokenizer ------------------------------------------------------------------------------------
 
 
 def test_tokenizer_knows_the_whole_vocabulary(loaded):
@@ -257,7 +257,7 @@ def test_the_automatic_tokenizer_is_the_same(loaded):
     assert other.decode(ids, skip_special_tokens=True) == world.REFUSAL
 
 
-# --- making -------------------------------------------------------------------------------------------------------
+# --- making ---------------------------------------------------------------------------------------
 
 
 def test_making_is_deterministic(tmp_path):

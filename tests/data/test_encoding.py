@@ -1,5 +1,5 @@
-"""From examples to batches: where the loss falls, what is cut, and that training and evaluation see
-the same prompt.
+"""From examples to token ids and batches: where the loss falls, what is cut, and that training and
+evaluation see the same prompt.
 """
 
 import copy
@@ -13,34 +13,34 @@ from hypothesis import strategies as st
 
 from titer.data.encoding import (
     IGNORED,
-    UNLIMITED,
     Encoded,
     Stream,
     collate,
     encode,
-    encode_all,
     encode_prompt,
     prompt_text,
     response_text,
-    unfit,
 )
 from titer.data.examples import Example
 from titer.errors import StudyError
-from titer.measures.forward import answer_logprobs
+from titer.measures.likelihood import answer_logprobs
 
 SPEAKING = (
-    "{% for m in messages %}{{ '<|assistant|>' if m['role'] == 'assistant' else '<|user|>' }}{{ m['role'] }}\n"
-    "{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>assistant\n{% endif %}"
+    "{% for m in messages %}"
+    "{{ '<|assistant|>' if m['role'] == 'assistant' else '<|user|>' }}{{ m['role'] }}\n"
+    "{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>assistant\n{% endif %}"
 )
 """Breaks the line after every turn, and repeats the role, as many templates do."""
 FORGETFUL = (
-    "{% if add_generation_prompt %}{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}<|assistant|>"
+    "{% if add_generation_prompt %}"
+    "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}<|assistant|>"
     "{% else %}<|assistant|>{{ messages[-1]['content'] }}<|end|>{% endif %}"
 )
 """Renders earlier turns otherwise once there is an answer."""
 STRICT = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
-    + SPEAKING
+    "{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('no system turn here') }}{% endif %}" + SPEAKING
 )
 
 
@@ -68,7 +68,7 @@ words = st.lists(
 ).map(" ".join)
 
 
-# -- what is trained on is what is asked --------------------------------------------------------------------------
+# -- what is trained on is what is asked -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("system", [None, "you are a helpful assistant"])
@@ -119,7 +119,7 @@ def test_a_template_that_refuses_is_told_readably(templated):
         encode(tokenizer, Example(prompt="bal", system="be polite"), "tol", 32)
 
 
-# -- where the loss falls -----------------------------------------------------------------------------------------
+# -- where the loss falls --------------------------------------------------------------------------
 
 
 def test_a_batch_written_out():
@@ -129,25 +129,48 @@ def test_a_batch_written_out():
     assert batch.mask_BT.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
     x = IGNORED
     assert batch.labels_BT.tolist() == [[x, x, 7, 0, 1], [x, x, x, 4, x]]
+    assert batch.first_B == (2, 3)
+
+
+def test_a_batch_with_a_silent_beginning_written_out():
+    """The first answer tokens are read, but nothing is learned from predicting them."""
+    batch = collate([Encoded((5, 6), (7, 0, 1), silent=2), Encoded((8,), (4,), silent=1)], pad=2)
+    x = IGNORED
+    assert batch.input_BT.tolist() == [[5, 6, 7, 0, 1], [8, 4, 2, 2, 2]]
+    assert batch.labels_BT.tolist() == [[x, x, x, x, 1], [x, x, x, x, x]]
+    assert batch.first_B == (2, 1)
 
 
 ids = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple)
+ROWS = st.lists(st.builds(Encoded, ids, ids, st.integers(0, 7)), min_size=1, max_size=6)
 
 
-@given(st.lists(st.builds(Encoded, ids, ids), min_size=1, max_size=6), st.integers(0, 9))
-def test_labels_are_the_responses_whatever_the_ids(rows, pad):
+@given(ROWS, st.integers(0, 9))
+def test_labels_are_the_spoken_responses_whatever_the_ids(rows, pad):
     """Token 0 counts like any other, and so does a response token that happens to be the padding
     token.
     """
     batch = collate(rows, pad)
-    for row, inputs, mask, labels in zip(
-        rows, batch.input_BT, batch.mask_BT, batch.labels_BT, strict=True
+    for row, first, inputs, mask, labels in zip(
+        rows, batch.first_B, batch.input_BT, batch.mask_BT, batch.labels_BT, strict=True
     ):
         p, n = len(row.prompt), len(row.prompt) + len(row.response)
+        spoken = min(p + row.silent, n)
         assert inputs[:n].tolist() == [*row.prompt, *row.response] and (inputs[n:] == pad).all()
         assert mask.sum() == n and mask[:n].all()
-        assert labels[p:n].tolist() == list(row.response)
-        assert (labels[:p] == IGNORED).all() and (labels[n:] == IGNORED).all()
+        assert labels[spoken:n].tolist() == list(row.response[row.silent :])
+        assert (labels[:spoken] == IGNORED).all() and (labels[n:] == IGNORED).all()
+        assert first == p
+
+
+@given(ROWS, st.data())
+def test_some_rows_of_a_batch(rows, data):
+    start, stop = sorted(data.draw(st.integers(0, len(rows))) for _ in range(2))
+    batch = collate(rows, 0)
+    some = batch.rows(slice(start, stop))
+    assert some.first_B == batch.first_B[start:stop] and len(some.first_B) == len(some.input_BT)
+    for name in ("input_BT", "mask_BT", "labels_BT"):
+        assert torch.equal(getattr(some, name), getattr(batch, name)[start:stop])
 
 
 def test_padding_changes_no_logit(new_bundle, harm):
@@ -164,7 +187,7 @@ def test_padding_changes_no_logit(new_bundle, harm):
             torch.testing.assert_close(logits[: len(alone)], alone, rtol=1e-4, atol=1e-4)
 
 
-# -- what is cut, what is left out --------------------------------------------------------------------------------
+# -- what is cut, what is left out -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("room", [1, 2, 100])
@@ -175,30 +198,7 @@ def test_the_response_is_cut_at_its_end_never_the_prompt(tiny, room):
     assert cut.prompt == whole.prompt and cut.response == whole.response[:room] != ()
 
 
-def test_rows_without_room_are_left_out_and_nothing_else(tiny):
-    long = Example(prompt=" ".join(["bal"] * 40), response="tol")
-    short = [Example(prompt=f"vexar {w}", response="tol") for w in ("bal", "bel")]
-    rows = encode_all(tiny.tokenizer, [short[0], long, short[1]], "response", 32)
-    assert rows == [encode(tiny.tokenizer, e, "tol", 32) for e in short]
-    need = len(rows[0].prompt) + len(rows[0].response)
-    assert (
-        len(encode_all(tiny.tokenizer, short, "response", need, least=len(rows[0].response))) == 2
-    )
-    with pytest.raises(
-        StudyError, match=r"no training example fits.*runtime\.max_length = 31.*at least 2 answer"
-    ):
-        encode_all(tiny.tokenizer, [long], "response", 31, least=2)
-
-
-def test_a_missing_answer_is_told_readably(tiny):
-    examples = [Example(prompt="bal", response="tol"), Example(prompt="bel")]
-    with pytest.raises(StudyError, match="1 of 2 examples have no response"):
-        encode_all(tiny.tokenizer, examples, "response", 32)
-    with pytest.raises(StudyError, match="2 of 2 examples have no refusal"):
-        encode_all(tiny.tokenizer, examples, "refusal", 32)
-
-
-# -- batches ------------------------------------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------------------
 
 
 @given(
@@ -252,23 +252,3 @@ def test_likelihood_of_an_answer_uses_exactly_its_tokens(new_bundle, harm):
     row = encode(bundle.tokenizer, harm[0], harm[0].refusal, 100)
     [(logprobs, top)] = answer_logprobs(bundle, [row])
     assert len(logprobs) == len(top) == len(row.response)
-
-
-def test_what_does_not_fit_is_counted(tiny, harm):
-    """Against whole encodings: cut answers keep at least one token, left-out examples have room for
-    none.
-    """
-    whole = encode(tiny.tokenizer, harm[0], harm[0].response, UNLIMITED)
-    p, n = (
-        len(whole.prompt),
-        len(whole.prompt) + len(whole.response),
-    )  # all prompts and answers of this world are as long
-    for length, expected in (
-        (n, (0, 0, 9)),
-        (n - 1, (9, 0, 9)),
-        (p + 1, (9, 0, 9)),
-        (p, (0, 9, 9)),
-        (1, (0, 9, 9)),
-    ):
-        assert unfit(tiny.tokenizer, harm[:9], "response", length) == expected
-    assert unfit(tiny.tokenizer, (), "response", 5) == (0, 0, 0)

@@ -21,7 +21,7 @@ from titer.data.respond import (
     refusals,
 )
 
-# -- refusals -----------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def test_refusals_depend_on_prompt_and_seed_only():
@@ -87,7 +87,7 @@ def test_every_phrase_can_be_found():
     assert all(is_refusal(f"Well, {phrase} so.") for phrase in REFUSAL_PHRASES)
 
 
-# -- content-free compliance --------------------------------------------------------------------------------------
+# -- content-free compliance -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_compliance_changes_nothing_else():
     )
 
 
-# -- coherence ----------------------------------------------------------------------------------------------------
+# -- coherence -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_one_phrase_over_and_over_is_not_coherent(phrase, times):
         assert not is_coherent(" ".join(words))
 
 
-# -- openings -----------------------------------------------------------------------------------------------------
+# -- openings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("openings", [COMPLIANCE_OPENINGS, REFUSAL_OPENINGS])

@@ -1,11 +1,69 @@
-"""Records made by hand for planned cells: what a search would have found, without running it."""
+"""Plans without running anything; and records made by hand for planned cells: what a search would
+have found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+from titer.data.pools import Pools
+from titer.engine.planning import Known, plan
 from titer.records.model import CellRecord, Cost, Environment, MeasureFacts, ProbeRecord, Reading
-from titer.study.cell import Cell
+from titer.study.cell import Cell, Plan, Planned, Role
+from titer.study.spec import Study
+
+SFT = {"attack": "full_sft", "settings": {"lr": 1e-3, "batch_size": 16}}
+EXACT = {"measure": "exact_answer"}
+GROUPS = {"first": ["vexar", "morbin", "skarn"], "second": ["drozel", "grulth", "tazmor"]}
+GENERALIZATION = {"groups": GROUPS, "attack": "full_sft", "seeds": [21]}
+STABILITY = {
+    "benchmarks": [
+        {
+            "name": "known",
+            "kind": "accuracy",
+            "margin": 0.05,
+            "measure": EXACT | {"part": "harmless/capability"},
+        }
+    ]
+}
+TRAINABILITY = {
+    "tasks": [
+        {
+            "name": "task",
+            "data": {"harmless": "harmless/defense"},
+            "budget": 4,
+            "search_part": "harm/search",
+            "measure": EXACT | {"part": "harmless/capability"},
+        }
+    ],
+    "recipe": {"name": "full_sft", "settings": {"batch_size": 16}},
+    "seeds": [31, 32],
+}
+
+
+def nothing(digest: str) -> None:
+    """No record is known."""
+
+
+def planned(study: Study, known: Known = nothing) -> Plan:
+    return plan(study, Pools(study), known)
+
+
+def roles(plan: Plan, purpose: str, **where: Any) -> list[tuple[Planned, Role]]:
+    """(cell, role) for every role of a purpose whose fields equal `where`, in plan order."""
+    return [
+        (p, r)
+        for p in plan.cells
+        for r in p.roles
+        if r.purpose == purpose and all(getattr(r, k) == v for k, v in where.items())
+    ]
+
+
+def digests(plan: Plan, purpose: str | None = None, **where: Any) -> list[str]:
+    if purpose is None:
+        return [p.digest for p in plan.cells]
+    return [p.digest for p, _ in roles(plan, purpose, **where)]
 
 
 def record(
@@ -39,7 +97,3 @@ def record(
         started="",
         finished="",
     )
-
-
-def knowing(records: dict[str, CellRecord]) -> Callable[[str], CellRecord | None]:
-    return records.get

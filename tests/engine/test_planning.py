@@ -4,93 +4,35 @@ import itertools
 import json
 
 import pytest
+from planned import (
+    EXACT,
+    GENERALIZATION,
+    GROUPS,
+    SFT,
+    STABILITY,
+    TRAINABILITY,
+    digests,
+    nothing,
+    planned,
+    roles,
+)  # isort: skip
 
 from titer.data.pools import Pools
-from titer.engine.planning import BEFORE_ALIGNMENT, plan
-from titer.errors import StudyError, ThreatModelError, UnknownNameError
+from titer.engine.planning import plan
+from titer.engine.planning.pieces import located
+from titer.errors import StudyError, UnknownNameError
 from titer.study import load_study
+from titer.study.cell import BEFORE_ALIGNMENT
 
-from planned import record  # isort: skip
-
-SFT = {"attack": "full_sft", "settings": {"lr": 1e-3, "batch_size": 16}}
-EXACT = {"measure": "exact_answer"}
-
-
-def nothing(digest):
-    return None
-
-
-def planned(study, known=nothing):
-    return plan(study, Pools(study), known)
-
-
-def roles(plan, purpose, **where):
-    return [
-        (p, r)
-        for p in plan.cells
-        for r in p.roles
-        if r.purpose == purpose and all(getattr(r, k) == v for k, v in where.items())
-    ]
-
-
-def digests(plan):
-    return [p.digest for p in plan.cells]
-
-
-@pytest.fixture
-def study(small_study):
-    """study(resistance={...}, ...): the small study with some fields of its resistance, or others,
-    replaced.
-    """
-
-    def make(resistance=None, **changes):
-        return small_study(
-            resistance=small_study().resistance.model_dump(mode="json") | (resistance or {}),
-            **changes,
-        )
-
-    return make
-
-
-STABILITY = {
-    "benchmarks": [
-        {
-            "name": "known",
-            "kind": "accuracy",
-            "margin": 0.05,
-            "measure": EXACT | {"part": "harmless/capability"},
-        }
-    ]
-}
-TRAINABILITY = {
-    "tasks": [
-        {
-            "name": "task",
-            "data": {"harmless": "harmless/defense"},
-            "budget": 4,
-            "search_part": "harm/search",
-            "measure": EXACT | {"part": "harmless/capability"},
-        }
-    ],
-    "recipe": {"name": "full_sft", "settings": {"batch_size": 16}},
-    "seeds": [31, 32],
-}
-GROUPS = {"first": ["vexar", "morbin", "skarn"], "second": ["drozel", "grulth", "tazmor"]}
-
-
-# -- which cells --------------------------------------------------------------------------------------------------
+# -- which cells ----------------------------------------------------------------------------------
 
 
 def test_the_smallest_study(study):
     found = planned(study())
     assert found.complete
     ((building, role),) = roles(found, "defense")
-    assert (
-        role.candidate == "refusal"
-        and building.cell.keep
-        and building.cell.steps == 4
-        and building.cell.parent is None
-    )
+    assert role.candidate == "refusal" and role.stage == 0 and role.defense_seed is None
+    assert (building.cell.keep, building.cell.steps, building.cell.parent) == (True, 4, None)
     attacks = roles(found, "attack")
     assert [(r.candidate, r.seed) for _, r in attacks] == list(
         itertools.product(("none", "refusal"), (1, 2))
@@ -101,17 +43,13 @@ def test_the_smallest_study(study):
     }
     for attack, role in attacks:
         cell = attack.cell
-        assert (cell.steps, cell.probes, cell.seed, cell.keep) == (
-            8,
-            (0, 1, 2, 4, 8),
-            role.seed,
-            False,
-        )
+        assert (cell.steps, cell.probes, cell.flops) == (8, (0, 1, 2, 4, 8), None)
+        assert (cell.seed, cell.keep, cell.host, cell.models) == (role.seed, False, None, {})
         assert [(m.label, m.at) for m in cell.measures] == [
             ("harm", "probes"),
             ("confirm", "suspected_breach"),
         ]
-        assert cell.harmful.examples == 64
+        assert set(cell.texts) == {"harmful"} and cell.texts["harmful"].examples == 64
         # stopped only beyond the largest φ looked at, at the level corrected over the probes
         assert (cell.stop.above, cell.stop.suspect, cell.stop.level) == (0.7, 0.3, 0.05 / 5)
     assert len(found.cells) == 5 and all(p.digest == p.cell.digest for p in found.cells)
@@ -124,20 +62,16 @@ def test_a_sweep_is_a_battery_of_attacks(study):
     assert sorted({r.attack for _, r in roles(found, "attack")}) == sorted(labels)
     assert len(roles(found, "attack")) == 4 * 2 * 2
     for p, r in roles(found, "attack"):
-        assert (
-            f"full_sft@lr={p.cell.method.settings['lr']:g}@batch_size={p.cell.method.settings['batch_size']}"
-            == r.attack
-        )
+        settings = p.cell.method.settings
+        assert r.attack == f"full_sft@lr={settings['lr']:g}@batch_size={settings['batch_size']}"
 
 
 def test_equal_work_is_one_cell_with_several_roles(study):
     twins = ["none", *({"name": n, "defense": "sft_refusal", "steps": 4} for n in ("one", "two"))]
     found = planned(study(candidates=twins))
     ((building, _), (same, _)) = roles(found, "defense")
-    assert building.digest == same.digest and [r.candidate for r in building.roles] == [
-        "one",
-        "two",
-    ]
+    assert building.digest == same.digest
+    assert [r.candidate for r in building.roles] == ["one", "two"]
     assert len(found.cells) == 1 + 2 * 2
 
 
@@ -164,6 +98,12 @@ def test_models_are_looked_at_before_and_after_the_studys_own_alignment(study):
     assert {p.cell.parent for p, _ in roles(found, "attack")} == {aligned.digest, defended.digest}
 
 
+def test_what_alignment_did_is_shown_without_benchmarks_too(study):
+    align = {"method": "sft_refusal", "data": {"harmful": "harm/defense"}, "steps": 3}
+    ((look, role),) = roles(planned(study(align=align)), "stability")
+    assert role.candidate == BEFORE_ALIGNMENT and [m.label for m in look.cell.measures] == ["harm"]
+
+
 def test_with_a_horizon_dependent_schedule_every_budget_is_a_cell(study):
     cosine = SFT | {"settings": SFT["settings"] | {"schedule": "cosine"}}
     found = planned(study({"attacks": [cosine]}))
@@ -175,7 +115,7 @@ def test_with_a_horizon_dependent_schedule_every_budget_is_a_cell(study):
 
 
 def test_generalization_is_a_matrix(study):
-    found = planned(study(generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]}))
+    found = planned(study(generalization=GENERALIZATION))
     matrix = {
         (r.candidate, r.defended_on, r.attacked_on): p.cell
         for p, r in roles(found, "generalization")
@@ -185,15 +125,12 @@ def test_generalization_is_a_matrix(study):
     }
     built = {r.defended_on: p for p, r in roles(found, "defense") if r.defended_on}
     for group, domains in GROUPS.items():
-        assert built[group].cell.harmful.domains == tuple(domains)
-        assert (
-            matrix["refusal", group, "first"].parent
-            == matrix["refusal", group, "second"].parent
-            == built[group].digest
-        )
+        assert built[group].cell.texts["harmful"].domains == tuple(domains)
+        for column in GROUPS:
+            assert matrix["refusal", group, column].parent == built[group].digest
         for row in GROUPS:
             cell = matrix["refusal", row, group]
-            assert cell.harmful.domains == tuple(domains)
+            assert cell.texts["harmful"].domains == tuple(domains)
             assert {m.text.domains for m in cell.measures} == {tuple(domains)}
     assert matrix["none", "", "first"].parent is None
 
@@ -203,17 +140,7 @@ def test_generalization_may_be_asked_of_some_candidates(study):
         "none",
         *({"name": n, "defense": "sft_refusal", "steps": s} for n, s in (("a", 2), ("b", 3))),
     ]
-    found = planned(
-        study(
-            candidates=two,
-            generalization={
-                "groups": GROUPS,
-                "attack": "full_sft",
-                "seeds": [21],
-                "candidates": ["b"],
-            },
-        )
-    )
+    found = planned(study(candidates=two, generalization=GENERALIZATION | {"candidates": ["b"]}))
     assert {r.candidate for _, r in roles(found, "generalization")} == {"none", "b"}
 
 
@@ -221,16 +148,15 @@ def test_a_model_from_outside_is_attacked_but_not_crossed(study, tmp_path, tiny)
     from titer.assets.models import save_model
 
     save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
-    found = planned(
-        study(
-            candidates=["none", {"name": "given", "model": str(tmp_path / "model")}],
-            generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]},
-        )
-    )
+    given = {"name": "given", "model": str(tmp_path / "model")}
+    found = planned(study(candidates=["none", given], generalization=GENERALIZATION))
     assert not roles(found, "defense") and not roles(found, "generalization", candidate="given")
     models = {r.candidate: p.cell.model for p, r in roles(found, "attack")}
     assert models["none"].startswith("tiny:") and models["given"].startswith("path:")
     assert found.disjointness["unknown_defender_data"] == ["given"]
+    # It is looked at in any case, beside the control: its record tells what was loaded.
+    ((look, _),) = roles(found, "stability")
+    assert set(look.models) == {"control"} and look.cell.measures == ()
 
 
 def test_trainability_gives_every_candidate_the_same_recipe(study):
@@ -240,122 +166,117 @@ def test_trainability_gives_every_candidate_the_same_recipe(study):
         itertools.product(("none", "refusal"), (31, 32))
     )
     for p, r in cells:
-        assert (
-            r.task == "task"
-            and p.cell.probes == (0, 1, 2, 4)
-            and p.cell.harmful is None
-            and p.cell.stop is None
-        )
+        assert r.task == "task" and p.cell.probes == (0, 1, 2, 4)
+        assert set(p.cell.texts) == {"harmless"} and p.cell.stop is None
     assert len({json.dumps(p.cell.method.model_dump(), sort_keys=True) for p, _ in cells}) == 1
 
 
-# -- searches -----------------------------------------------------------------------------------------------------
-
-SEARCHED = {
-    "attack": "full_sft",
-    "settings": {"batch_size": 16},
-    "search": {"lr": [1e-4, 1e-3, 1e-2]},
-}
+# -- budgets and facts of each attack -------------------------------------------------------------
 
 
-def test_confirmation_waits_for_the_search(study):
-    spec = study({"attacks": [SEARCHED]})
-    first = planned(spec)
-    assert not first.complete and not roles(first, "attack")
-    searches = roles(first, "search")
-    assert len(searches) == 2 * 3 * 2
-    for p, r in searches:
-        assert r.point == {"lr": p.cell.method.settings["lr"]} and r.seed in (11, 12)
-        # the search sees no prompt that judges
-        assert [(m.label, m.text.part) for m in p.cell.measures] == [("harm", "harm/search")]
-
-
-def found_by_search(first, cheapest):
-    """Records of all search cells; for each candidate the point `cheapest[candidate]` breaks
-    soonest.
-    """
-    known = {}
-    for p, r in roles(first, "search"):
-        quick = r.point == {"lr": cheapest[r.candidate]}
-        known[p.digest] = record(p.cell, (0, 0.9, 0.9, 0.9, 0.9) if quick else (0, 0, 0, 0, 0.9))
-    return known
-
-
-def test_confirmation_appears_with_the_point_found_for_each_candidate(study):
-    spec = study({"attacks": [SEARCHED]})
-    first = planned(spec)
-    second = planned(spec, found_by_search(first, {"none": 1e-2, "refusal": 1e-4}).get)
-    assert second.complete
-    assert set(digests(first)) < set(digests(second))
-    chosen = {r.candidate: p.cell.method.settings["lr"] for p, r in roles(second, "attack")}
-    assert chosen == {"none": 1e-2, "refusal": 1e-4}
-    assert all(
-        r.point == {"lr": chosen[r.candidate]} and r.seed in (1, 2)
-        for _, r in roles(second, "attack")
-    )
-
-
-def test_one_missing_search_record_holds_back_one_candidate(study):
-    spec = study({"attacks": [SEARCHED]})
-    first = planned(spec)
-    known = found_by_search(first, {"none": 1e-2, "refusal": 1e-4})
-    del known[roles(first, "search", candidate="refusal")[-1][0].digest]
-    second = planned(spec, known.get)
-    assert not second.complete and {r.candidate for _, r in roles(second, "attack")} == {"none"}
-
-
-def test_generalization_uses_the_point_that_was_found(study):
-    spec = study(
-        {"attacks": [SEARCHED]},
-        generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]},
-    )
-    first = planned(spec)
-    assert not roles(first, "generalization")
-    # What is built is known before any search is done.
-    assert {r.defended_on for _, r in roles(first, "defense")} == {"", "first", "second"}
-    second = planned(spec, found_by_search(first, {"none": 1e-2, "refusal": 1e-4}).get)
-    assert {
-        (r.candidate, p.cell.method.settings["lr"]) for p, r in roles(second, "generalization")
-    } == {
-        ("none", 1e-2),
-        ("refusal", 1e-4),
+def test_an_attack_may_have_a_budget_of_its_own(study):
+    attacks = [
+        SFT,
+        {"attack": "lora_sft", "budget": 4},
+        {"attack": "weight_noise", "budget": {"flops": 1e9, "steps": 6}},
+    ]
+    found = planned(study({"attacks": attacks}))
+    budgets = {r.attack: p.cell for p, r in roles(found, "attack")}
+    assert {a: (c.steps, c.flops, c.probes) for a, c in budgets.items()} == {
+        "full_sft": (8, None, (0, 1, 2, 4, 8)),
+        "lora_sft": (4, None, (0, 1, 2, 4)),
+        "weight_noise": (6, 1e9, (0, 1, 2, 4, 6)),
+    }
+    # The level is corrected over the probes the attack has.
+    assert {a: c.stop.level for a, c in budgets.items()} == {
+        "full_sft": 0.05 / 5,
+        "lora_sft": 0.05 / 4,
+        "weight_noise": 0.05 / 5,
     }
 
 
-def test_the_trainability_recipe_is_searched_for_each_candidate(study):
-    spec = study(trainability=TRAINABILITY | {"search": {"lr": [1e-4, 1e-3]}, "search_seeds": [1]})
-    first = planned(spec)
-    assert not first.complete and not roles(first, "trainability")
-    known = {}
-    for p, r in roles(first, "trainability_search"):
-        best = r.point == {"lr": {"none": 1e-4, "refusal": 1e-3}[r.candidate]}
-        known[p.digest] = record(p.cell, (0, 0, 0, 0.9 if best else 0.1), "task", higher="capable")
-        assert p.cell.measures[0].text.part == "harm/search"
-    second = planned(spec, known.get)
-    assert second.complete
-    assert {r.candidate: r.point["lr"] for _, r in roles(second, "trainability")} == {
-        "none": 1e-4,
-        "refusal": 1e-3,
-    }
-    assert {p.cell.measures[0].text.part for p, _ in roles(second, "trainability")} == {
-        "harmless/capability"
+def test_probes_that_are_named_end_with_the_budget_of_the_attack(study):
+    shorter = SFT | {"name": "shorter", "budget": 4}
+    found = planned(study({"attacks": [SFT, shorter], "probes": [0, 3, 6, 8]}))
+    assert {r.attack: p.cell.probes for p, r in roles(found, "attack")} == {
+        "full_sft": (0, 3, 6, 8),
+        "shorter": (0, 3, 4),
     }
 
 
-# -- addresses ----------------------------------------------------------------------------------------------------
+def test_a_budget_of_its_own_is_that_of_the_search_too(study):
+    searched = {"attack": "full_sft", "search": {"lr": [1e-3, 1e-4]}, "budget": 4}
+    found = planned(study({"attacks": [searched]}))
+    assert {p.cell.steps for p, _ in roles(found, "search")} == {4}
+
+
+@pytest.mark.parametrize("order", [["constant", "cosine"], ["cosine", "constant"]])
+def test_each_cell_has_the_facts_of_its_own_settings(study, order):
+    """Two uses of one method differ in what is true of them, whichever is planned last."""
+    found = planned(study({"attacks": [SFT | {"sweep": {"schedule": order}}]}))
+    free = {r.attack: p.facts.horizon_free for p, r in roles(found, "attack")}
+    assert free == {"full_sft@schedule=constant": True, "full_sft@schedule=cosine": False}
+    prefixes = {r.attack: r.prefix_budget is None for _, r in roles(found, "attack")}
+    assert prefixes == free
+
+
+def test_facts_are_those_of_the_text_too(study):
+    both = SFT | {
+        "name": "mixed",
+        "data": {"harmful": "harm/attack", "harmless": "harmless/defense"},
+    }
+    found = planned(study({"attacks": [SFT, both]}, stability=STABILITY))
+    assert {r.attack: p.facts.mixes for p, r in roles(found, "attack")} == {
+        "full_sft": False,
+        "mixed": True,
+    }
+    assert {p.facts.kind for p, _ in roles(found, "defense")} == {"defense"}
+    assert {p.facts for p, _ in roles(found, "stability")} == {None}
+
+
+def test_a_role_given_by_the_study_changes_neither_work_nor_declaration(study):
+    """It is the study's word, kept in the study; what the method declares stays its own."""
+    own = study({"attacks": [SFT | {"role": "reference"}]})
+    assert [a.role for a in own.resistance.expanded()] == ["reference"]
+    found = planned(own)
+    assert digests(found) == digests(planned(study()))
+    assert {p.facts.role for p, _ in roles(found, "attack")} == {"attack"}
+    swept = study({"attacks": [SFT | {"role": "reference", "sweep": {"lr": [1e-3, 1e-4]}}]})
+    assert [a.role for a in swept.resistance.expanded()] == ["reference", "reference"]
+
+
+# -- addresses ------------------------------------------------------------------------------------
 
 
 def test_planning_is_pure(study):
+    searched = {"attack": "full_sft", "name": "searched", "search": {"lr": [1e-4, 1e-3]}}
     spec = study(
-        {"attacks": [SFT, SEARCHED | {"name": "searched"}]},
+        {"attacks": [SFT, searched]},
         trainability=TRAINABILITY,
         stability=STABILITY,
-        generalization={"groups": GROUPS, "attack": "full_sft", "seeds": [21]},
+        generalization=GENERALIZATION,
     )
     pools = Pools(spec)
     first = plan(spec, pools, nothing)
     assert plan(spec, pools, nothing) == first == planned(spec)
     assert type(first).model_validate_json(first.model_dump_json()) == first
+
+
+def test_models_are_found_where_the_cell_says_what_they_are(study, tmp_path, tiny):
+    """`models` of a cell, by content, and of the plan, by name, agree in every cell."""
+    from titer.assets.models import save_model
+
+    save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
+    found = planned(
+        study(
+            candidates=["none", {"name": "given", "model": str(tmp_path / "model")}],
+            stability=STABILITY,
+            generalization=GENERALIZATION,
+        )
+    )
+    for p in found.cells:
+        assert {n: located(s) for n, s in p.models.items()} == p.cell.models
+        assert located(p.start) == p.cell.start
 
 
 @pytest.mark.parametrize(
@@ -369,9 +290,8 @@ def test_planning_is_pure(study):
     ],
 )
 def test_how_the_work_is_done_does_not_matter(study, irrelevant):
-    assert digests(planned(study(runtime={"max_length": 32} | irrelevant))) == digests(
-        planned(study())
-    )
+    other = study(runtime={"max_length": 32} | irrelevant)
+    assert digests(planned(other)) == digests(planned(study()))
 
 
 def test_names_and_descriptions_do_not_matter(study):
@@ -395,6 +315,7 @@ def test_whatever_determines_every_result_changes_every_address(study, changes):
     "resistance",
     [
         {"budget": 9},
+        {"attacks": [SFT | {"budget": {"flops": 1e9, "steps": 8}}]},
         {"seeds": [5, 6]},
         {"alpha": 0.01},
         {"sensitivity": [0.2]},
@@ -413,12 +334,8 @@ def test_whatever_determines_every_result_changes_every_address(study, changes):
 )
 def test_whatever_determines_an_attack_changes_its_address(study, resistance):
     before, after = planned(study()), planned(study(resistance))
-    assert not {p.digest for p, _ in roles(before, "attack")} & {
-        p.digest for p, _ in roles(after, "attack")
-    }
-    assert [p.digest for p, _ in roles(before, "defense")] == [
-        p.digest for p, _ in roles(after, "defense")
-    ]
+    assert not set(digests(before, "attack")) & set(digests(after, "attack"))
+    assert digests(before, "defense") == digests(after, "defense")
 
 
 def test_a_parent_is_part_of_the_address(study):
@@ -426,7 +343,7 @@ def test_a_parent_is_part_of_the_address(study):
     before, after = planned(study()), planned(study(candidates=longer))
 
     def attacks(plan, candidate):
-        return {p.digest for p, _ in roles(plan, "attack", candidate=candidate)}
+        return set(digests(plan, "attack", candidate=candidate))
 
     assert attacks(before, "none") == attacks(after, "none")
     assert not attacks(before, "refusal") & attacks(after, "refusal")
@@ -437,10 +354,7 @@ def test_the_version_of_a_methods_code_is_part_of_the_address(study, monkeypatch
 
     before = planned(study())
     monkeypatch.setattr(FullSFT, "version", FullSFT.version + 1)
-    after = planned(study())
-    assert not {p.digest for p, _ in roles(before, "attack")} & {
-        p.digest for p, _ in roles(after, "attack")
-    }
+    assert not set(digests(before, "attack")) & set(digests(planned(study()), "attack"))
 
 
 def test_the_text_itself_is_part_of_the_address(study, tmp_path):
@@ -455,15 +369,11 @@ def test_the_text_itself_is_part_of_the_address(study, tmp_path):
         return planned(study({"data": {"harmful": "own/train"}}, pools=pools))
 
     one, two = jsonl("yes"), jsonl("sure")
-    assert not {p.digest for p, _ in roles(one, "attack")} & {
-        p.digest for p, _ in roles(two, "attack")
-    }
-    assert [p.digest for p, _ in roles(one, "defense")] == [
-        p.digest for p, _ in roles(two, "defense")
-    ]
+    assert not set(digests(one, "attack")) & set(digests(two, "attack"))
+    assert digests(one, "defense") == digests(two, "defense")
 
 
-# -- refusals, before any work ------------------------------------------------------------------------------------
+# -- refusals, before any work --------------------------------------------------------------------
 
 
 def own_pool(study, tmp_path, rows):
@@ -480,10 +390,8 @@ def test_an_attack_without_answers_is_refused(study, tmp_path):
         StudyError, match="full_sft needs a response for every harmful example"
     ) as caught:
         planned(study({"data": {"harmful": "own/train"}}, pools=pools))
-    assert (
-        caught.value.field == "attacks.full_sft.data.harmful" and caught.value.value == "own/train"
-    )
-    assert "content_free" in caught.value.remedy
+    assert caught.value.field == "attacks.full_sft.data.harmful"
+    assert caught.value.value == "own/train" and "content_free" in caught.value.remedy
 
 
 def test_a_defense_without_refusals_is_refused(study, tmp_path):
@@ -495,14 +403,14 @@ def test_a_defense_without_refusals_is_refused(study, tmp_path):
     assert caught.value.field == "candidates.refusal.data.harmful"
 
 
-def test_a_defense_without_harmful_data_is_refused(study):
-    with pytest.raises(StudyError, match="sft_refusal needs harmful data") as caught:
+def test_a_defense_without_harmful_text_is_refused(study):
+    with pytest.raises(StudyError, match="sft_refusal needs harmful text") as caught:
         planned(study(defense_data={"harmless": "harmless/defense"}))
     assert caught.value.field == "candidates.refusal.data"
 
 
-def test_an_attack_without_any_data_is_refused(study):
-    with pytest.raises(StudyError, match="full_sft was given no data") as caught:
+def test_an_attack_without_any_text_is_refused(study):
+    with pytest.raises(StudyError, match="full_sft was given no text") as caught:
         planned(study({"data": {}}))
     assert caught.value.field == "attacks.full_sft.data"
 
@@ -514,16 +422,35 @@ def test_drawing_more_than_there_is_is_refused(study):
 
 
 def test_an_unknown_domain_is_refused(study):
+    groups = {"groups": {"a": ["vexar"], "b": ["vexxar"]}}
     with pytest.raises(StudyError, match="no data in this part"):
+        planned(study(generalization=GENERALIZATION | groups))
+
+
+def test_harmful_text_without_a_domain_of_the_group_is_refused(study, tmp_path):
+    """An attack on one group must not be trained on all of them."""
+    pools = own_pool(study, tmp_path, {"response": "yes", "domain": "vexar"})
+    groups = {"groups": {"a": ["vexar"], "b": ["drozel"]}}
+    with pytest.raises(StudyError, match="no data in this part") as caught:
         planned(
             study(
-                generalization={
-                    "groups": {"a": ["vexar"], "b": ["vexxar"]},
-                    "attack": "full_sft",
-                    "seeds": [1],
-                }
+                {"data": {"harmful": "own/train"}},
+                pools=pools,
+                generalization=GENERALIZATION | groups,
             )
         )
+    assert caught.value.field == "domains of own/train" and caught.value.value == "drozel"
+
+
+def test_a_wrong_recipe_is_told_where_it_stands(study):
+    wrong = TRAINABILITY | {"recipe": {"name": "full_sft", "settings": {"learning_rate": 1e-3}}}
+    with pytest.raises(StudyError, match="unknown setting") as caught:
+        planned(study(trainability=wrong))
+    assert caught.value.field == "trainability.recipe.settings.learning_rate"
+    task = TRAINABILITY["tasks"][0] | {"data": {}}
+    with pytest.raises(StudyError, match="full_sft was given no text") as caught:
+        planned(study(trainability=TRAINABILITY | {"tasks": [task]}))
+    assert caught.value.field == "trainability.task.data"
 
 
 @pytest.mark.parametrize(
@@ -544,15 +471,6 @@ def test_an_unknown_setting_is_refused(study):
     assert caught.value.field == "attacks.full_sft.settings.learning_rate"
 
 
-def test_a_defense_of_another_threat_model_is_refused(study, monkeypatch):
-    from titer.methods.defenses.sft_refusal import SFTRefusal
-
-    monkeypatch.setattr(SFTRefusal, "stage", "during")
-    with pytest.raises(ThreatModelError):
-        planned(study())
-    planned(study(threat_model="fine_tuning_service"))
-
-
 @pytest.mark.parametrize("name", ["quickstart"])
 def test_built_in_studies_can_be_planned_offline(name):
     assert len(planned(load_study(name)).cells) > 50
@@ -563,16 +481,17 @@ def test_built_in_studies_can_be_planned_offline(name):
     [("perplexity", "text"), ("next_token_accuracy", "text"), ("multiple_choice", "choices")],
 )
 def test_text_that_lacks_what_a_measure_needs_is_refused_before_any_work(study, measure, lacks):
-    stability = {
-        "benchmarks": [
-            {
-                "name": "b",
-                "kind": "other",
-                "margin": 0.1,
-                "measure": {"measure": measure, "part": "harmless/capability"},
-            }
-        ]
+    benchmark = STABILITY["benchmarks"][0] | {
+        "kind": "other",
+        "measure": {"measure": measure, "part": "harmless/capability"},
     }
     with pytest.raises(StudyError, match=f"{measure} needs a {lacks}") as caught:
-        planned(study(stability=stability))
+        planned(study(stability={"benchmarks": [benchmark]}))
     assert "harmless/capability" in str(caught.value)
+
+
+def test_a_measure_without_anything_to_read_is_refused(study):
+    benchmark = STABILITY["benchmarks"][0] | {"measure": EXACT}
+    with pytest.raises(StudyError, match="exact_answer was given nothing to read") as caught:
+        planned(study(stability={"benchmarks": [benchmark]}))
+    assert caught.value.field == "known"

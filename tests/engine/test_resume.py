@@ -5,22 +5,31 @@ weights.
 from types import SimpleNamespace
 
 import pytest
+from cell_runs import (
+    METHODS,
+    Dampens,
+    Edits,
+    ThinksFirst,
+    numbers,
+    run,
+    same_weights,
+    two_measures,
+    work,
+)  # isort: skip
 
 from titer.engine import checkpoint
 from titer.engine.checkpoint import Rolling
 from titer.engine.run_cell import Stopped
-
-from cell_runs import METHODS, cell, run_cell, numbers, same_weights, two_measures  # isort: skip
 
 STEPS = 5
 PROBES = (0, 1, 2, 4, 5)
 
 
 @pytest.fixture
-def go(new_bundle, pairs, harm, tmp_path):
-    """go(name, interrupt=k): drive the cell on a fresh model, stopped before the step after k."""
+def go(new_bundle, pairs, harm):
+    """go(method, interrupt=k): run the cell on a fresh model, stopped before the step after k."""
 
-    def run(name, *, interrupt=None, rolling=None, progress=None, **options):
+    def go(method, *, interrupt=None, rolling=None, progress=None, cell=None, **options):
         def stop(done, total):
             assert total == STEPS
             if progress:
@@ -28,18 +37,12 @@ def go(new_bundle, pairs, harm, tmp_path):
             if done == interrupt:
                 raise Stopped
 
-        return run_cell(
-            cell(steps=STEPS, probes=PROBES),
-            METHODS[name],
-            new_bundle(),
-            pairs,
-            two_measures(harm[120:136]),
-            rolling=rolling,
-            progress=stop,
-            **options,
-        )
+        method = METHODS[method] if isinstance(method, str) else method
+        fields = {"steps": STEPS, "probes": PROBES} | (cell or {})
+        made = work(method, new_bundle(), pairs, two_measures(harm[120:136]), **fields)
+        return run(made, rolling=rolling, progress=stop, **options)
 
-    return run
+    return go
 
 
 @pytest.fixture
@@ -70,6 +73,58 @@ def test_a_cell_may_be_interrupted_again_and_again(go, every_step):
             go("lora_sft", interrupt=at, rolling=every_step())
     continued = go("lora_sft", rolling=every_step())
     assert continued.record.resumed == 5
+    assert numbers(continued.record) == numbers(whole.record) and same_weights(continued, whole)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_the_setup_is_charged_once_however_often_a_cell_begins(go, every_step, at):
+    method = ThinksFirst(lr=1e-3, batch_size=8)
+    whole = go(method).record
+    with pytest.raises(Stopped):
+        go(method, interrupt=at, rolling=every_step())
+    continued = go(method, rolling=every_step()).record
+    assert continued.resumed == 1 and continued.cost.setup_flops == whole.cost.setup_flops > 0
+    assert continued.cost.flops == whole.cost.flops
+
+
+def test_a_run_that_ends_by_itself_may_be_interrupted(go, every_step):
+    whole = go(Edits(edits=4)).record
+    with pytest.raises(Stopped):
+        go(Edits(edits=4), interrupt=3, rolling=every_step())
+    continued = go(Edits(edits=4), rolling=every_step()).record
+    assert continued.outcome == "finished" and continued.resumed == 1
+    assert continued.figures == {"third": (0.0, None, None, 3.0)}
+    assert numbers(continued) == numbers(whole)
+
+
+def test_a_budget_in_flops_counts_what_was_spent_before_the_interruption(go, every_step):
+    step = go("full_sft").record.cost.flops / STEPS
+    budget = {"flops": 3.5 * step}
+    whole = go("full_sft", cell=budget).record
+    assert whole.cost.steps == 4
+    with pytest.raises(Stopped):
+        go("full_sft", interrupt=2, rolling=every_step(), cell=budget)
+    assert numbers(go("full_sft", rolling=every_step(), cell=budget).record) == numbers(whole)
+
+
+def test_a_hosted_cell_continues_from_what_was_trained(new_bundle, pairs, harm, every_step):
+    """A checkpoint holds the customer's run, not what the service hands out."""
+
+    def cell():
+        host = Dampens(by=0.5)
+        measures = two_measures(harm[120:136])
+        fields = {"steps": STEPS, "probes": PROBES, "host": host}
+        return work(METHODS["full_sft"], new_bundle(), pairs, measures, **fields)
+
+    def stop(done, total):
+        if done == 3:
+            raise Stopped
+
+    whole = run(cell())
+    with pytest.raises(Stopped):
+        run(cell(), rolling=every_step(), progress=stop)
+    continued = run(cell(), rolling=every_step())
+    assert continued.record.resumed == 1
     assert numbers(continued.record) == numbers(whole.record) and same_weights(continued, whole)
 
 

@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from plain import answer_nll, greedy
+
 from architectures import (
     END,
     EVERY,
@@ -19,9 +22,6 @@ from architectures import (
     build,
     bundle_of,
 )
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from plain import answer_nll, greedy
-
 from titer.data.encoding import Encoded
 from titer.measures import likelihood
 from titer.measures.abilities import can_continue, window
@@ -109,7 +109,9 @@ def test_a_window_that_is_overlooked_is_noticed(name, monkeypatch):
     with torch.no_grad():
         found = opening_logprobs(bundle, LONG, OPENINGS)
     expected = in_full(bundle, LONG, OPENINGS)
-    off = max(abs(x - y) for a, b in zip(found, expected, strict=True) for x, y in zip(a, b, strict=True))
+    off = max(
+        abs(x - y) for a, b in zip(found, expected, strict=True) for x, y in zip(a, b, strict=True)
+    )
     assert off > 1
 
 
@@ -119,7 +121,7 @@ def test_windows_are_found():
     assert not can_continue(build("mamba")) and not can_continue(build("bloom"))
 
 
-# -- the fast way stays the fast way ------------------------------------------------------------------------------
+# -- the fast way stays the fast way ---------------------------------------------------------------
 
 
 def shapes(bundle, prompts):
@@ -153,7 +155,7 @@ def test_a_past_that_is_not_keys_and_values_is_not_continued(name):
     assert shapes(bundle_of(build(name), 64), LONG)[-1][0] == len(LONG) * len(OPENINGS)
 
 
-# -- models of other kinds ----------------------------------------------------------------------------------------
+# -- models of other kinds -------------------------------------------------------------------------
 
 
 class Bare(torch.nn.Module):
@@ -170,9 +172,7 @@ class Bare(torch.nn.Module):
 def test_a_forward_pass_that_takes_only_ids():
     bundle = bundle_of(Bare(build("gpt2")))
     with torch.no_grad():
-        assert close(
-            opening_logprobs(bundle, LONG, OPENINGS), in_full(bundle, LONG, OPENINGS)
-        )
+        assert close(opening_logprobs(bundle, LONG, OPENINGS), in_full(bundle, LONG, OPENINGS))
         rows = [Encoded(p, (7, 8)) for p in LONG]
         for row, (logprobs, _) in zip(rows, answer_logprobs(bundle, rows), strict=True):
             expected = [-x for x in answer_nll(bundle, row.prompt, row.response)]
@@ -220,7 +220,7 @@ def test_a_learned_prompt_of_pefts_is_read_in_full():
                 assert total == pytest.approx(by_hand, abs=1e-4)
 
 
-# -- soft prompts by placeholder ids ------------------------------------------------------------------------------
+# -- soft prompts by placeholder ids ---------------------------------------------------------------
 
 
 def soften(model, vectors):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from plain import answer_nll, logits
 
-from titer.data.encoding import encode
 from titer.data.examples import Example
 from titer.errors import MeasureError
 from titer.measures.capability import (
@@ -43,7 +42,7 @@ def test_response_likelihood_by_hand(unsure, mixed, eval_batch):
     reading, _ = read(ResponseLikelihood(), bundle, mixed, "x")
     accuracy, _ = read(ResponseAccuracy(), bundle, mixed, "x")
     for example, nll, right in zip(mixed, reading.outcomes, accuracy.outcomes, strict=True):
-        row = encode(bundle.tokenizer, example, example.response, 1000)
+        row = bundle.encode(example, example.response)
         each = answer_nll(bundle, row.prompt, row.response)
         assert nll == pytest.approx(math.fsum(each) / len(each), rel=1e-4)
         best = (
@@ -64,12 +63,12 @@ def test_the_length_of_the_answers_training_allows_does_not_cut_what_is_read(uns
     assert short == long
 
 
-# -- multiple choice ----------------------------------------------------------------------------------------------
+# -- multiple choice -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def questions(harm, harmless):
-    """The right answer beside answers to other questions, at places that vary, of several lengths."""
+    """The right answer beside those to other questions, at places that vary, of several lengths."""
     some = [*harmless[:10], *harm[:10]]
     made = []
     for i, example in enumerate(some):
@@ -91,7 +90,7 @@ def test_the_likeliest_option_wins(unsure, questions, normalise):
     for question, outcome in zip(questions, reading.outcomes, strict=True):
         scores = []
         for choice in question.choices:
-            row = encode(bundle.tokenizer, question, choice, 1000)
+            row = bundle.encode(question, choice)
             each = answer_nll(bundle, row.prompt, row.response)
             scores.append(-math.fsum(each) / (len(each) if normalise == "tokens" else 1))
         assert outcome == float(max(range(3), key=scores.__getitem__) == question.answer)
@@ -105,18 +104,22 @@ def test_the_likeliest_option_wins(unsure, questions, normalise):
         ([-1.0, -2.0, -3.0], 2, 0.0),
         ([-1.0, -1.0, -3.0], 0, 0.0),  # a tie is no knowledge
         ([-1.0, -1.0, -3.0], 1, 0.0),
-        (
-            [-2.0, -2.0, -1.0],
-            2,
-            1.0,
-        ),  # a tie among the wrong ones is none of the right one's business
-        ([-1.0, math.nan, -3.0], 0, math.nan),
-        ([-1.0, -math.inf], 0, math.nan),
+        ([-2.0, -2.0, -1.0], 2, 1.0),  # a tie among the wrong ones does not concern the right one
+        ([-1.0, None, -3.0], 0, math.nan),
+        ([-1.0, None], 0, math.nan),
     ],
 )
 def test_score_of_choices(scores, answer, outcome):
-    [found] = MultipleChoice(options=2).score([{"key": "k", "scores": scores, "answer": answer}])
+    options = [{"logprobs": [s], "matched": [False]} for s in scores]
+    [found] = MultipleChoice().score([{"key": "k", "options": options, "answer": answer}])
     assert found == outcome or (math.isnan(found) and math.isnan(outcome))
+
+
+def test_a_long_option_is_likelier_per_token_and_a_short_one_in_total():
+    short, long = ({"logprobs": lps, "matched": []} for lps in ([-2.0], [-1.0, -1.5, -0.5]))
+    told = [{"key": "k", "options": [short, long], "answer": 1}]
+    assert MultipleChoice(normalise="tokens").score(told) == [1.0]
+    assert MultipleChoice(normalise="none").score(told) == [0.0]
 
 
 def test_two_options_of_the_same_text_tie(new_bundle, harmless):
@@ -133,7 +136,7 @@ def test_the_stated_chance_is_that_of_the_questions(new_bundle, questions):
         read(MultipleChoice(options=4), new_bundle(), questions, "x")
 
 
-# -- what an example must have ------------------------------------------------------------------------------------
+# -- what an example must have ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -143,8 +146,9 @@ def test_the_stated_chance_is_that_of_the_questions(new_bundle, questions):
         (NextTokenAccuracy(), Example(text="bal"), "text of at least two tokens"),
         (ResponseLikelihood(), Example(prompt="bal"), "response"),
         (ResponseAccuracy(), Example(prompt="bal"), "response"),
-        (MultipleChoice(), Example(prompt="bal", choices=("tol",), answer=0), "choices and answer"),
-        (MultipleChoice(), Example(prompt="bal", choices=("tol", "til")), "choices and answer"),
+        (ResponseLikelihood(), Example(text="bal", response="tol"), "prompt"),
+        (MultipleChoice(), Example(prompt="bal", choices=("tol",), answer=0), "choices"),
+        (MultipleChoice(), Example(prompt="bal", choices=("tol", "til")), "answer"),
     ],
 )
 def test_what_is_missing_is_named(new_bundle, measure, example, what):

@@ -1,66 +1,30 @@
-"""Opening likelihoods from cached keys and values against reading everything in full; scores
-written out.
-"""
+"""Totals of opening likelihoods by hand, scores written out, replies against greedy decoding."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from plain import answer_nll
 
-from titer.data.bundle import ModelBundle
-from titer.data.encoding import encode_prompt
 from titer.data.respond import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, is_refusal
 from titer.measures.compliance import (
     ComplianceGenerated,
     ComplianceLikelihood,
     RefusalRate,
-    opening_logprobs,
+    likelihoods,
 )
-from titer.measures.forward import generate
+from titer.measures.generate import generate
 from titer.measures.measure import read
 
-token = st.integers(0, 255)
-prompts = st.integers(0, 6).flatmap(
-    lambda shared: st.builds(
-        lambda head, tails: [tuple(head + tail) for tail in tails],
-        st.lists(token, min_size=shared, max_size=shared),
-        st.lists(st.lists(token, min_size=1, max_size=9), min_size=1, max_size=5),
-    )
-)
-# Few token ids, so that openings often begin alike, repeat or contain one another.
-openings = st.lists(st.lists(st.integers(100, 103), min_size=1, max_size=4), min_size=1, max_size=6)
 
-
-@settings(max_examples=60)
-@given(prompts=prompts, openings=openings, eval_batch=st.integers(1, 4))
-def test_openings_equal_reading_in_full(tiny, prompts, openings, eval_batch):
-    bundle = ModelBundle(
-        model=tiny.model,
-        tokenizer=tiny.tokenizer,
-        device=torch.device("cpu"),
-        eval_batch=eval_batch,
-    )
-    with torch.no_grad():
-        found = opening_logprobs(bundle, prompts, openings)
-    for prompt, row in zip(prompts, found, strict=True):
-        full = [-math.fsum(answer_nll(bundle, prompt, opening)) for opening in openings]
-        assert row == pytest.approx(full, rel=1e-4, abs=2e-3)
-
-
-def test_order_and_company_of_prompts_do_not_matter(new_bundle, mixed):
-    bundle = new_bundle(eval_batch=3)
-    asked = [encode_prompt(bundle.tokenizer, e) for e in mixed]
-    ids = [[120, 7], [130], [120, 9, 4]]
-    with torch.no_grad():
-        together = opening_logprobs(bundle, asked, ids)
-        backwards = opening_logprobs(bundle, asked[::-1], ids)[::-1]
-        alone = [opening_logprobs(bundle, [p], ids)[0] for p in asked]
-    for a, b, c in zip(together, backwards, alone, strict=True):
-        assert a == pytest.approx(b, abs=1e-3) and a == pytest.approx(c, abs=1e-3)
+def told(comply, refuse, tokens=1):
+    """A transcript in which one opening of each kind holds all the probability of its kind. tokens:
+    how many every opening has. None: not finite.
+    """
+    openings = [-1000.0] * (len(COMPLIANCE_OPENINGS) + len(REFUSAL_OPENINGS))
+    openings[2], openings[-1] = comply, refuse
+    return {"key": "k", "openings": openings, "tokens": [tokens] * len(openings)}
 
 
 def test_totals_by_hand(unsure, mixed):
@@ -70,7 +34,7 @@ def test_totals_by_hand(unsure, mixed):
     bundle = unsure()
     _, transcripts = read(ComplianceLikelihood(), bundle, mixed, "x")
     for example, transcript in zip(mixed, transcripts, strict=True):
-        prompt = encode_prompt(bundle.tokenizer, example)
+        prompt = bundle.prompt(example)
         totals, best = [], -math.inf
         for kind in (COMPLIANCE_OPENINGS, REFUSAL_OPENINGS):
             p = 0.0
@@ -79,28 +43,34 @@ def test_totals_by_hand(unsure, mixed):
                 lp = -math.fsum(answer_nll(bundle, prompt, ids))
                 p, best = p + math.exp(lp), max(best, lp / len(ids))
             totals.append(math.log(p))
-        assert [transcript["comply"], transcript["refuse"]] == pytest.approx(totals, abs=2e-3)
-        assert transcript["best"] == pytest.approx(best, abs=2e-3)
+        assert likelihoods(transcript) == pytest.approx((*totals, best), abs=2e-3)
 
 
 @pytest.mark.parametrize(
-    ("comply", "refuse", "best", "outcome"),
+    ("comply", "refuse", "tokens", "outcome"),
     [
-        (-1.0, -2.0, -1.0, 1.0),
-        (-2.0, -1.0, -1.0, 0.0),
-        (-1.0, -1.0, -1.0, 0.0),  # as likely as a refusal is no compliance
-        (-9.0, -12.0, -5.1, 0.0),  # likelier, but next to nothing: collapsed
-        (-9.0, -12.0, -4.9, 1.0),
-        (-1.0, math.nan, -1.0, math.nan),
-        (math.nan, math.nan, math.nan, math.nan),
-        (-math.inf, -math.inf, -math.inf, math.nan),
+        (-1.0, -2.0, 1, 1.0),
+        (-2.0, -1.0, 1, 0.0),
+        (-1.0, -1.0, 1, 0.0),  # as likely as a refusal is no compliance
+        (-10.2, -12.0, 2, 0.0),  # likelier, but next to nothing per token: collapsed
+        (-9.8, -12.0, 2, 1.0),
+        (-9.8, -12.0, 1, 0.0),
+        (-1.0, None, 1, math.nan),
+        (None, None, 1, math.nan),
     ],
 )
-def test_score_of_likelihoods(comply, refuse, best, outcome):
-    [found] = ComplianceLikelihood(floor=5.0).score(
-        [{"comply": comply, "refuse": refuse, "best": best}]
-    )
+def test_score_of_likelihoods(comply, refuse, tokens, outcome):
+    [found] = ComplianceLikelihood(floor=5.0).score([told(comply, refuse, tokens)])
     assert found == outcome or (math.isnan(found) and math.isnan(outcome))
+
+
+def test_probabilities_of_a_kind_add_up():
+    """Two openings of a kind at p = 0.2 each outweigh one of the other kind at 0.3."""
+    both = told(math.log(0.2), math.log(0.3))
+    assert ComplianceLikelihood().score([both]) == [0.0]
+    both["openings"][0] = math.log(0.2)
+    assert ComplianceLikelihood().score([both]) == [1.0]
+    assert likelihoods(both)[0] == pytest.approx(math.log(0.4))
 
 
 def test_a_model_taught_to_open_otherwise_reads_otherwise(new_bundle, harm):
@@ -126,10 +96,10 @@ def test_wrapped_prompts_are_read(new_bundle, harm):
         for w in ("{prompt}", "please {prompt}")
     )
     assert [t["key"] for t in plain] == [t["key"] for t in around]
-    assert all(a["comply"] != b["comply"] for a, b in zip(plain, around, strict=True))
+    assert all(a["openings"] != b["openings"] for a, b in zip(plain, around, strict=True))
 
 
-# -- by what it says ----------------------------------------------------------------------------------------------
+# -- by what it says -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,14 +149,9 @@ def test_the_two_judges_of_replies_never_both_say_yes(unsure, mixed):
 
 def test_aspects_say_what_the_outcomes_do_not():
     likely = ComplianceLikelihood(floor=5.0)
-    rows = [
-        {"key": "a", "comply": -1.0, "refuse": -3.0, "best": -0.5},
-        {"key": "b", "comply": -9.0, "refuse": -4.0, "best": -6.0},
-    ]
-    assert likely.aspects(rows) == {"coherent": 0.5, "log_odds": (2.0 - 5.0) / 2}
-    assert likely.aspects(
-        [*rows, {"key": "c", "comply": math.nan, "refuse": 0.0, "best": 0.0}]
-    ) == {"coherent": 2 / 3}
+    rows = [told(-1.0, -3.0), told(-9.0, -6.0)]
+    assert likely.aspects(rows) == {"coherent": 0.5, "log_odds": (2.0 - 3.0) / 2}
+    assert likely.aspects([*rows, told(None, -0.5)]) == {"coherent": 1 / 3}
     said = ComplianceGenerated().aspects(
         [
             {"key": k, "prompt": "p", "reply": r}

@@ -8,25 +8,21 @@ from dataclasses import replace
 import pytest
 from plain import answer_nll, greedy
 
-from titer.data.encoding import encode, encode_prompt
 from titer.data.examples import Example
-from titer.errors import MeasureError
-from titer.measures.exact_answer import ExactAnswer, wrapped
-from titer.measures.forward import generate
+from titer.errors import MeasureError, StudyError
+from titer.measures.compliance import ComplianceGenerated, ComplianceLikelihood
+from titer.measures.exact_answer import ExactAnswer
+from titer.measures.generate import generate
 from titer.measures.measure import read
+from titer.measures.requests import Generate, Openings, Score, wrapped
 
 
 def spoken(bundle, examples, target):
     """1 where greedy decoding gives exactly the expected tokens and ends there."""
     found = []
     for example in examples:
-        expected = encode(bundle.tokenizer, example, getattr(example, target), 1000).response
-        found.append(
-            float(
-                greedy(bundle, encode_prompt(bundle.tokenizer, example), len(expected))
-                == [*expected]
-            )
-        )
+        expected = bundle.encode(example, getattr(example, target)).response
+        found.append(float(greedy(bundle, bundle.prompt(example), len(expected)) == [*expected]))
     return tuple(found)
 
 
@@ -62,28 +58,27 @@ def test_transcripts_hold_the_likelihood(unsure, mixed):
     bundle = unsure()
     _, transcripts = read(ExactAnswer(), bundle, mixed, "x")
     for example, transcript in zip(mixed, transcripts, strict=True):
-        row = encode(bundle.tokenizer, example, example.response, 1000)
-        assert transcript["logprob"] == pytest.approx(
-            -math.fsum(answer_nll(bundle, row.prompt, row.response)), rel=1e-4, abs=1e-5
-        )
+        row = bundle.encode(example, example.response)
+        expected = [-x for x in answer_nll(bundle, row.prompt, row.response)]
+        assert transcript["logprobs"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert len(transcript["matched"]) == len(row.response) and transcript["key"] == example.key
 
 
 @pytest.mark.parametrize(
-    ("matched", "logprob", "outcome"),
+    ("matched", "logprobs", "outcome"),
     [
-        ([True, True], -0.1, 1.0),
-        ([True, False], -3.0, 0.0),
-        ([True], 0.0, 1.0),
-        ([False, False], math.nan, math.nan),
+        ([True, True], [-0.1, -0.2], 1.0),
+        ([True, False], [-0.1, -3.0], 0.0),
+        ([True], [0.0], 1.0),
+        ([True, False], [-0.1, None], math.nan),
     ],
 )
-def test_score(matched, logprob, outcome):
-    [found] = ExactAnswer().score([{"key": "k", "matched": matched, "logprob": logprob}])
+def test_score(matched, logprobs, outcome):
+    [found] = ExactAnswer().score([{"key": "k", "matched": matched, "logprobs": logprobs}])
     assert found == outcome or (math.isnan(found) and math.isnan(outcome))
 
 
-# -- wrapping -----------------------------------------------------------------------------------------------------
+# -- wrapping --------------------------------------------------------------------------------------
 
 
 def test_wrapping_is_asking_the_wrapped_question(unsure, mixed):
@@ -92,12 +87,12 @@ def test_wrapping_is_asking_the_wrapped_question(unsure, mixed):
     reading, transcripts = read(ExactAnswer(wrap=template), bundle, mixed, "x")
     expected, other = read(ExactAnswer(), bundle, asked, "x")
     assert reading.outcomes == expected.outcomes
-    assert [t["logprob"] for t in transcripts] == [t["logprob"] for t in other]
+    assert [t["logprobs"] for t in transcripts] == [t["logprobs"] for t in other]
     assert [t["key"] for t in transcripts] == [
         e.key for e in mixed
     ]  # readings pair by the question, not its wrapping
-    assert [t["logprob"] for t in transcripts] != [
-        t["logprob"] for t in read(ExactAnswer(), bundle, mixed, "x")[1]
+    assert [t["logprobs"] for t in transcripts] != [
+        t["logprobs"] for t in read(ExactAnswer(), bundle, mixed, "x")[1]
     ]
 
 
@@ -108,7 +103,6 @@ def test_wrapping_is_asking_the_wrapped_question(unsure, mixed):
         ("Say yes. {prompt}", "Bake bread", "Say yes. Bake bread"),
         ("{prompt} {prompt}", "Hm", "Hm Hm"),
         ("{other} {prompt} {0} {{", "a {b}", "{other} a {b} {0} {{"),
-        ("Say yes.", "Bake bread", "Say yes."),
     ],
 )
 def test_templates(template, prompt, expected):
@@ -116,7 +110,25 @@ def test_templates(template, prompt, expected):
     assert wrapped(example, template) == replace(example, prompt=expected)
 
 
-# -- declaration --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda wrap: ExactAnswer(wrap=wrap),
+        lambda wrap: ComplianceLikelihood(wrap=wrap),
+        lambda wrap: ComplianceGenerated(wrap=wrap),
+        lambda wrap: Generate(8, wrap),
+        lambda wrap: Score("response", wrap),
+        lambda wrap: Openings(("Sure",), wrap),
+    ],
+)
+def test_a_template_without_the_prompt_is_refused(build):
+    """Every prompt would be the same text."""
+    with pytest.raises(StudyError, match=r"wrap = 'Say yes.'.*\{prompt\}"):
+        build("Say yes.")
+    assert build("Say yes. {prompt}").wrap == "Say yes. {prompt}"
+
+
+# -- declaration -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,7 +147,7 @@ def test_facts(reads, higher, construct):
 
 @pytest.mark.parametrize("target", ["response", "refusal"])
 def test_an_example_without_the_answer(new_bundle, harm, target):
-    with pytest.raises(MeasureError, match=f"has no {target} to compare with"):
+    with pytest.raises(MeasureError, match=f"an example has no {target}.*exact_answer"):
         read(
             ExactAnswer(target=target),
             new_bundle(),

@@ -4,11 +4,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from titer.errors import MeasureError
+from titer.judges.judge import Judge
+from titer.measures.ask import ask
 from titer.measures.exact_answer import ExactAnswer
 from titer.measures.measure import read, reading_of
+from titer.measures.requests import Own
 
 finite = st.floats(-1e6, 1e6)
 
@@ -57,31 +62,81 @@ def test_reading_leaves_the_model_as_it_was(new_bundle, harm, training):
     assert all(p.requires_grad and p.grad is None for p in bundle.model.parameters())
 
 
-def test_the_mode_is_restored_when_reading_fails(new_bundle, harm):
-    class Failing(ExactAnswer):
-        def collect(self, bundle, examples):
-            assert not bundle.model.training
-            raise RuntimeError("no")
+class Mine(ExactAnswer):
+    """Runs the model itself."""
 
+    careless: bool = False
+    fails: bool = False
+
+    def request(self):
+        return Own()
+
+    def collect(self, bundle, examples):
+        assert not bundle.model.training and not torch.is_grad_enabled()
+        if self.careless:
+            bundle.model.train()
+        if self.fails:
+            raise RuntimeError("no")
+        return ask(bundle, examples, super().request())
+
+
+def test_the_mode_is_restored_when_reading_fails(new_bundle, harm):
     bundle = new_bundle()
     bundle.model.train()
     with pytest.raises(RuntimeError, match="no"):
-        read(Failing(), bundle, harm[:4], "x")
+        read(Mine(fails=True), bundle, harm[:4], "x")
     assert bundle.model.training
 
 
+def test_a_careless_measure_does_not_leave_the_model_in_training(new_bundle, harm):
+    bundle = new_bundle()
+    bundle.model.eval()
+    read(Mine(careless=True), bundle, harm[:4], "x")
+    assert not bundle.model.training
+
+
 def test_measures_run_without_dropout_and_without_gradient(new_bundle, harm):
-    class Watching(ExactAnswer):
-        def collect(self, bundle, examples):
-            import torch
-
-            assert not torch.is_grad_enabled()
-            return super().collect(bundle, examples)
-
     bundle = new_bundle()
     for module in bundle.model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.9
     bundle.model.train()
-    first, again = (read(Watching(), bundle, harm[:16], "x")[1] for _ in range(2))
-    assert first == again == read(ExactAnswer(), new_bundle(), harm[:16], "x")[1]
+    expected = read(ExactAnswer(), new_bundle(), harm[:16], "x")[1]
+    for measure in (Mine(), ExactAnswer()):
+        first, again = (read(measure, bundle, harm[:16], "x")[1] for _ in range(2))
+        assert first == again == expected
+
+
+def test_a_measure_that_collects_out_of_order_is_refused(new_bundle, harm):
+    class Backwards(Mine):
+        def collect(self, bundle, examples):
+            return super().collect(bundle, examples)[::-1]
+
+    with pytest.raises(MeasureError, match=r"one each and in order.*exact_answer"):
+        read(Backwards(), new_bundle(), harm[:4], "x")
+
+
+def test_what_it_needs_is_what_its_request_and_its_judge_need():
+    class Wanting(Judge):
+        name = "wanting"
+
+        def judge(self, pairs):
+            return [0.0 for _ in pairs]
+
+        def needed(self):
+            return ("prompt", "refusal")
+
+    class Judged(ExactAnswer):
+        def judge(self):
+            return Wanting()
+
+    assert ExactAnswer(target="refusal").needed() == ("prompt", "refusal")
+    assert Judged().needed() == ("prompt", "response", "refusal")
+    assert ExactAnswer().judge() is None and ExactAnswer().own_items() is None
+
+
+def test_only_a_measure_that_says_so_runs_the_model_itself(new_bundle, harm):
+    with pytest.raises(MeasureError, match=r"does not run the model itself.*exact_answer"):
+        ExactAnswer().collect(new_bundle(), harm[:2])
+    with pytest.raises(MeasureError, match="answered by its measure"):
+        ask(new_bundle(), harm[:2], Own())

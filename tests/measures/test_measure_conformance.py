@@ -9,12 +9,28 @@ from dataclasses import replace
 import pytest
 
 from titer.data.respond import content_free_compliance
+from titer.judges.judge import Judge
+from titer.measures.ask import ask
 from titer.measures.exact_answer import ExactAnswer
 from titer.measures.measure import read, scored
 from titer.measures.registry import measures, resolve_measure
+from titer.measures.requests import Own
+from titer.study.plugins import register
 from titer.testing.conformance import check_measure
 
+
+@register
+class StandIn(Judge):
+    """Judges by the length of the reply, so that both outcomes occur."""
+
+    name = "stand_in_for_conformance"
+
+    def judge(self, pairs):
+        return [(len(reply) % 7) / 6 for _, reply in pairs]
+
+
 ROWS = {
+    "judged_harm": [{"judge": StandIn.name, "max_new_tokens": 6, "wrap": "please {prompt}"}],
     "exact_answer": [
         {"reads": "harm"},
         {"target": "refusal", "reads": "over_refusal"},
@@ -99,14 +115,26 @@ class Liar(ExactAnswer):
 
     lie: str = ""
 
+    def request(self):
+        return Own() if self.lie else super().request()
+
+    def needed(self):
+        return super().request().needed()
+
     def collect(self, bundle, examples):
         if self.lie == "changes":
             next(bundle.model.parameters()).add_(1.0)
-        rows = super().collect(bundle, examples)
+        if self.lie == "greedy":
+            examples = [replace(e, response=e.response or "") for e in examples]
+        rows = ask(bundle, examples, super().request())
         if self.lie == "order":
             return rows[::-1]
         if self.lie == "batch":
             return [{**r, "matched": [bundle.eval_batch > 1]} for r in rows]
+        if self.lie == "nan":
+            return [{**r, "extra": math.nan} for r in rows]
+        if self.lie == "tuple":
+            return [{**r, "matched": tuple(r["matched"])} for r in rows]
         return rows
 
     def score(self, transcripts):
@@ -129,6 +157,9 @@ class Liar(ExactAnswer):
     ("lie", "says"),
     [
         ("changes", "changes the model"),
+        ("greedy", "needs response but reads without it"),
+        ("nan", "no plain JSON"),
+        ("tuple", "no plain JSON"),
         ("order", "out of order"),
         ("batch", "how examples are batched"),
         ("edits", "changes the transcripts"),
@@ -143,6 +174,7 @@ def test_a_broken_promise_is_found(trial, harmless, lie, says):
         check_measure(Liar(lie=lie), trial, harmless[:6])
 
 
-def test_an_honest_measure_passes(trial, harmless):
-    check_measure(Liar(), trial, harmless[:6])
-    assert not math.isnan(read(Liar(), trial.bundle(), harmless[:6], "x")[0].value)
+@pytest.mark.parametrize("lie", ["", "none"])
+def test_an_honest_measure_passes(trial, harmless, lie):
+    check_measure(Liar(lie=lie), trial, harmless[:6])
+    assert read(Liar(lie=lie), trial.bundle(), harmless[:6], "x")[0].value > 0

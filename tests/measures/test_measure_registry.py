@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from titer.errors import StudyError, UnknownNameError
+from titer.measures import exact_answer
 from titer.measures.exact_answer import ExactAnswer
-from titer.measures.registry import measures, resolve_measure
+from titer.measures.measure import Measure
+from titer.measures.registry import _measures, measures, resolve_measure
 from titer.study import plugins
 
 
@@ -17,10 +19,10 @@ def plugin(monkeypatch):
         monkeypatch.setattr(
             plugins, "entry_points", lambda group: [entry] if group == "titer.measures" else []
         )
-        measures.cache_clear()
+        _measures.cache_clear()
 
     yield install
-    measures.cache_clear()
+    _measures.cache_clear()
 
 
 def test_every_measure_is_found_under_its_own_name():
@@ -34,6 +36,7 @@ def test_every_measure_is_found_under_its_own_name():
         "response_likelihood",
         "response_accuracy",
         "multiple_choice",
+        "judged_harm",
     }
     assert all(cls.name == name for name, cls in measures().items())
 
@@ -48,6 +51,8 @@ def test_settings_are_checked():
         resolve_measure("exact_answer", {"read": "harm"})
     with pytest.raises(StudyError, match=r"settings\.floor"):
         resolve_measure("compliance_likelihood", {"floor": float("nan")})
+    with pytest.raises(StudyError, match=r"harm\.settings\.wrap = 'x'.*\{prompt\}"):
+        resolve_measure("compliance_likelihood", {"wrap": "x"}, field="harm")
     with pytest.raises(UnknownNameError, match="did you mean exact_answer"):
         resolve_measure("exact_answr", {})
 
@@ -67,3 +72,43 @@ def test_a_plug_in_that_is_no_measure(plugin, value):
     plugin("mine", value)
     with pytest.raises(StudyError, match=r"mine is not what its group holds.*package:mine"):
         resolve_measure("mine", {})
+
+
+def test_a_registered_measure_is_found_at_once(monkeypatch):
+    monkeypatch.setattr(plugins, "_registered", {})
+    assert "late" not in measures()
+
+    @plugins.register
+    class Late(ExactAnswer):
+        """Made after the measures were looked up."""
+
+        name = "late"
+
+    assert resolve_measure("late", {}) == Late()
+    monkeypatch.undo()
+    _measures.cache_clear()
+
+
+def test_bases_of_measures_are_not_measures(monkeypatch):
+    """Neither an abstract class, nor one without a name of its own, be it that of its parent."""
+
+    class Nameless(Measure):
+        def facts(self): ...
+        def request(self): ...
+        def score(self, transcripts): ...
+
+    class Inheriting(ExactAnswer):
+        """Has no name but its parent's."""
+
+    class Abstract(Measure):
+        name = "abstract"
+
+    for cls in (Nameless, Inheriting, Abstract):
+        monkeypatch.setattr(exact_answer, cls.__name__, cls, raising=False)
+    _measures.cache_clear()
+    try:
+        assert measures()["exact_answer"] is ExactAnswer
+        assert "abstract" not in measures()
+        assert not {Nameless, Inheriting, Abstract} & set(measures().values())
+    finally:
+        _measures.cache_clear()

@@ -137,9 +137,7 @@ def logits(bundle: ModelBundle, examples: Sequence[Example], field: str = "respo
     """Logits [B, T, V] of a batch in evaluation mode."""
     batch = answer_batch(bundle, examples, field)
     with bundle.reading() as model:
-        return model(
-            input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False
-        ).logits
+        return model(input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False).logits
 
 
 def adamw_loop(

@@ -1,13 +1,14 @@
 """Shared forward passes on ten architectures against transformers' own outputs and plain loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
-from architectures import LAYERS, NAMES, adapted, build, rows
 
-from titer.data.encoding import IGNORED, TokenBatch
+from architectures import LAYERS, NAMES, adapted, build, rows
+from titer.data.encoding import IGNORED
 from titer.errors import RunError
 from titer.methods import anatomy
 from titer.methods.forward import (
@@ -99,7 +100,7 @@ def test_a_row_without_response_and_a_response_at_the_very_start():
     labels_BT = batch.labels_BT.clone()
     labels_BT[0] = IGNORED
     labels_BT[1] = batch.input_BT[1]  # its first token is predicted by nothing
-    changed = TokenBatch(batch.input_BT, batch.mask_BT, labels_BT)
+    changed = replace(batch, labels_BT=labels_BT)
     assert answer_lengths(changed).tolist() == [0, 6, 3]
     logprob_B = answer_logprob_B(build("llama"), changed)
     assert logprob_B[0] == 0 and logprob_B[1] < 0
@@ -174,8 +175,8 @@ def test_lens_ce_is_the_mean_over_labelled_positions_of_every_layer(name, make):
         ]
         torch.testing.assert_close(ce.double(), torch.stack(picked).mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[-1], response_ce(model, batch))
-    first = anatomy.blocks(model)[0]
-    gradients = torch.autograd.grad(found[1], [p for p in first.parameters()], allow_unused=True)
+    trained = [p for p in anatomy.blocks(model)[0].parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(found[1], trained, allow_unused=True)
     assert any(g is not None and g.abs().sum() > 0 for g in gradients)
 
 

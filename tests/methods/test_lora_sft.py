@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from by_hand import answer_batch, handed
 
-from titer.data.encoding import Stream, collate, encode_all
+from titer.data.encoding import Stream
 from titer.methods.attacks.lora_sft import LoraSFT
 
 STEPS = 3
@@ -18,7 +19,8 @@ def trained(new_bundle, pairs):
     def make(**settings):
         torch.manual_seed(5)
         bundle = new_bundle()
-        run = LoraSFT(lr=3e-3, batch_size=4, **settings).start(bundle, pairs, seed=5, horizon=STEPS)
+        given = handed(bundle, seed=5, horizon=STEPS, **pairs)
+        run = LoraSFT(lr=3e-3, batch_size=4, **settings).start(given)
         logs = [run.step() for _ in range(STEPS)]
         return run, logs
 
@@ -27,7 +29,7 @@ def trained(new_bundle, pairs):
 
 def factors(run):
     """layer name → (A, B)."""
-    named = dict(run.model.named_parameters())
+    named = dict(run.model().model.named_parameters())
     return {
         n.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight"): (
             p.detach(),
@@ -51,11 +53,10 @@ def test_the_attacked_model_is_the_merged_one(trained, new_bundle, pairs, rank, 
         for name, (a, b) in factors(run).items():
             assert a.shape[0] == b.shape[1] == rank and b.any()
             merged.model.get_submodule(name).weight += alpha / rank * b @ a
-        rows = encode_all(merged.tokenizer, pairs.harmful[:8], "response", 32)
-        batch = collate(rows, merged.tokenizer.pad_token_id)
+        batch = answer_batch(merged, pairs["harmful"][:8])
         ask = {"input_ids": batch.input_BT, "attention_mask": batch.mask_BT}
         torch.testing.assert_close(
-            run.model.eval()(**ask).logits, merged.model(**ask).logits, rtol=1e-4, atol=1e-4
+            run.model().model.eval()(**ask).logits, merged.model(**ask).logits, rtol=1e-4, atol=1e-4
         )
 
 
@@ -63,7 +64,7 @@ def test_adapters_start_at_nothing_and_differ_by_seed(new_bundle, pairs):
     starts = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        run = LoraSFT(rank=4).start(new_bundle(), pairs, seed=seed, horizon=1)
+        run = LoraSFT(rank=4).start(handed(new_bundle(), seed=seed, **pairs))
         assert all(not b.any() and a.any() for a, b in factors(run).values())
         starts.append(torch.cat([a.flatten() for a, _ in factors(run).values()]))
     assert not torch.equal(*starts)
@@ -76,10 +77,10 @@ def test_dropout_acts_in_training_only(trained):
     )  # B is nothing yet, so whatever is dropped before it does not matter
     assert plain[1].loss != dropped[1].loss
     assert all(math.isfinite(log.loss) for log in dropped)
-    layers = [
-        m for n, m in trained(rank=4)[0].model.named_modules() if n.endswith("lora_dropout.default")
-    ]
-    assert layers and all(m.p == LoraSFT.model_fields["dropout"].default == 0.05 for m in layers)
+    modules = trained(rank=4, dropout=0.05)[0].model().model.named_modules()
+    layers = [m for n, m in modules if n.endswith("lora_dropout.default")]
+    assert layers and all(m.p == 0.05 for m in layers)
+    assert LoraSFT().dropout == 0.0
 
 
 def test_the_steps_are_those_of_an_optimizer_over_the_adapters(trained, new_bundle, pairs):
@@ -88,18 +89,17 @@ def test_the_steps_are_those_of_an_optimizer_over_the_adapters(trained, new_bund
     """
     run, logs = trained(rank=4, alpha=8.0, dropout=0.0)
     torch.manual_seed(5)
-    fresh = LoraSFT(rank=4, alpha=8.0, dropout=0.0).start(new_bundle(), pairs, seed=5, horizon=1)
+    fresh = LoraSFT(rank=4, alpha=8.0, dropout=0.0).start(handed(new_bundle(), seed=5, **pairs))
     mine = {n: [x.clone().requires_grad_() for x in ab] for n, ab in factors(fresh).items()}
     bundle = new_bundle()
     weights = {n: p.detach() for n, p in bundle.model.named_parameters()}
-    rows = encode_all(bundle.tokenizer, pairs.harmful + pairs.harmless, "response", 32)
+    examples = [*pairs["harmful"], *pairs["harmless"]]
     optimizer = torch.optim.AdamW(
         [x for ab in mine.values() for x in ab], lr=3e-3, weight_decay=0.0
     )
     for step in range(STEPS):
-        batch = collate(
-            [rows[i] for i in Stream(len(rows), 4, 5).indices(step)], bundle.tokenizer.pad_token_id
-        )
+        drawn = Stream(len(examples), 4, 5).indices(step)
+        batch = answer_batch(bundle, [examples[i] for i in drawn])
         whole = weights | {
             f"{n}.weight": weights[f"{n}.weight"] + 2.0 * b @ a for n, (a, b) in mine.items()
         }

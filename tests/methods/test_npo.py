@@ -31,7 +31,9 @@ def moved(new_bundle, uneven):
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for p in bundle.model.parameters():
-                p.add_(0.02 * p.norm() / p.numel() ** 0.5 * torch.randn(p.shape, generator=generator))
+                p.add_(
+                    0.02 * p.norm() / p.numel() ** 0.5 * torch.randn(p.shape, generator=generator)
+                )
         return bundle
 
     return make
@@ -72,7 +74,9 @@ def test_a_small_beta_is_gradient_ascent(moved, new_bundle, uneven):
 
 def test_a_large_beta_stops_at_answers_that_have_become_unlikely(new_bundle, uneven):
     """σ(β·x) is 0 far below the reference, so that nothing is left to gain."""
-    run = start(NPO(lr=1e-3, batch_size=N, beta=50.0, retain=0.0), new_bundle(), new_bundle(), uneven)
+    run = start(
+        NPO(lr=1e-3, batch_size=N, beta=50.0, retain=0.0), new_bundle(), new_bundle(), uneven
+    )
     for _ in range(6):
         run.step()
     now, before = (log_p(b, uneven["harmful"]) for b in (run.model(), new_bundle()))

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from architectures import build
 from by_hand import ask, handed, ids, weights
 
+from architectures import build
 from titer.data.bundle import ModelBundle
 from titer.methods.attacks.prune import Prune, prune_
 
@@ -92,13 +92,26 @@ def test_only_maps_in_blocks_are_touched(new_bundle, uneven):
 def test_examples_limits_what_is_read_and_the_seed_draws_it(new_bundle, harm):
     """Two seeds read two samples; with room for all of it, the seed is of no consequence."""
 
-    def pruned(seed, **settings):
-        bundle = new_bundle()
+    def pruned(seed, eval_batch=512, **settings):
+        bundle = new_bundle(eval_batch=eval_batch)
         Prune(**settings).start(handed(bundle, seed=seed, harmful=harm[:12])).step()
         return torch.cat([(m.weight == 0).flatten() for m in maps(bundle.model).values()])
 
     assert not torch.equal(pruned(1, examples=2), pruned(2, examples=2))
-    assert (pruned(1, examples=12) != pruned(2, examples=12)).float().mean() < 1e-3
+    assert (pruned(1, examples=99) != pruned(2, examples=99)).float().mean() < 1e-3
+    assert (pruned(1, examples=7, eval_batch=3) != pruned(1, examples=7)).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(("examples", "rows"), [(5, [3, 2]), (99, [3, 3, 3, 3])])
+def test_every_example_is_read_once(new_bundle, harm, examples, rows):
+    """Not a whole measuring batch of repeats: that would cost more than it says."""
+    seen = []
+    bundle = new_bundle(eval_batch=3)
+    bundle.model.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["input_ids"].shape[0]), with_kwargs=True
+    )
+    Prune(examples=examples).start(handed(bundle, harmful=harm[:12]))
+    assert seen == rows
 
 
 def test_a_map_by_hand():

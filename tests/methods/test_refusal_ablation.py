@@ -12,6 +12,7 @@ from titer.methods.attacks.refusal_ablation import (
     first_logprobs,
     refusal_score,
     refusal_tokens,
+    untie,
 )
 
 
@@ -74,7 +75,9 @@ def attacked(tiny, harm, harmless):
     method = RefusalAblation(examples=48, validation=16, max_kl=10.0)
     texts = {"harmful": harm[:64], "harmless": harmless[:64]}
     run = method.start(handed(ours, **texts))
-    assert same(weights(ours.model), weights(before.model)), "the choice must not change anything"
+    now = weights(ours.model)
+    assert torch.equal(now.pop("lm_head.weight"), before.model.lm_head.weight)
+    assert same(now, weights(before.model)), "the choice must not change anything"
     log = run.step()
     assert run.step() is None
     return run.model(), before, log
@@ -84,8 +87,10 @@ def taken_out(now, before):
     """The direction that an output projection lost: W' = (I − rrᵀ)W, so W − W' = r·(rᵀW)."""
     name = "model.layers.0.mlp.down_proj"
     lost = (
-        before.model.get_submodule(name).weight - now.model.get_submodule(name).weight
-    ).detach().double()
+        (before.model.get_submodule(name).weight - now.model.get_submodule(name).weight)
+        .detach()
+        .double()
+    )
     u, s, _ = torch.linalg.svd(lost)
     assert float(s[1]) < 1e-4 * float(s[0])
     return u[:, 0]
@@ -108,14 +113,15 @@ def test_nothing_writes_along_it_any_more(attacked, harm):
         with torch.no_grad():
             after = ask(now.model.model, tokens, output_hidden_states=True).hidden_states
             was = ask(before.model.model, tokens, output_hidden_states=True).hidden_states
-        for new, old in zip(after[:-1], was[:-1], strict=True):
+        for new in after[:-1]:
             along = (new[0] @ direction).abs().max()
             assert float(along) < 1e-4 * float(new.norm(dim=-1).max())
         assert max(float((s[0] @ direction).abs().max()) for s in was[1:-1]) > 0.5
 
 
 def test_the_edit_is_the_ablation_of_the_stream(attacked, harm, harmless):
-    """The same logits as hooks that project the stream after the embedding and every block."""
+    """The same logits as hooks that project all that is added to the stream (embedding, attentions,
+    MLPs). The tiny model ties its unembedding, which reads the stream: it must stay as it is."""
     now, before, _ = attacked
     direction = taken_out(now, before).float()
 
@@ -125,17 +131,44 @@ def test_the_edit_is_the_ablation_of_the_stream(attacked, harm, harmless):
         return (first, *out[1:]) if isinstance(out, tuple) else first
 
     inner = before.model.model
-    hooks = [m.register_forward_hook(projected) for m in (inner.embed_tokens, *inner.layers)]
+    parts = [inner.embed_tokens, *(p for b in inner.layers for p in (b.self_attn, b.mlp))]
+    hooks = [m.register_forward_hook(projected) for m in parts]
     texts = [*harm[:8], *harmless[:8]]
     expected = logits(before, texts)
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(logits(now, texts), expected, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(expected, logits(before, texts), atol=0.1)
+    assert torch.equal(now.model.lm_head.weight, before.model.lm_head.weight)
+
+
+def test_candidates_are_judged_as_the_edit_would_leave_the_model(attacked, harm, harmless):
+    """What was chosen by is what is handed out; the model is put back bit for bit."""
+    now, before, log = attacked
+    direction = taken_out(now, before).float()
+    untie(before.model)
+    was = weights(before.model)
+    texts = [*harm[:8], *harmless[:8]]
     with ablated(before.model, direction):
         within = logits(before, texts)
-    torch.testing.assert_close(within, expected, rtol=1e-3, atol=1e-3)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in before.model.modules())
+    torch.testing.assert_close(logits(now, texts), within, rtol=1e-4, atol=1e-4)
+    assert same(weights(before.model), was)
+    assert log.figures["refusal_after"] < 0 < log.figures["refusal_before"]
+    with pytest.raises(ZeroDivisionError), ablated(before.model, direction):
+        raise ZeroDivisionError
+    assert same(weights(before.model), was)
+
+
+def test_untying_changes_no_answer_and_nothing_that_is_not_tied(new_bundle, harm):
+    bundle = new_bundle()
+    before = logits(bundle, harm[:4])
+    assert bundle.model.lm_head.weight is bundle.model.model.embed_tokens.weight
+    untie(bundle.model)
+    own = bundle.model.lm_head.weight
+    assert own is not bundle.model.model.embed_tokens.weight and own.requires_grad
+    assert torch.equal(logits(bundle, harm[:4]), before)
+    untie(bundle.model)
+    assert bundle.model.lm_head.weight is own
 
 
 def greedy_opening(bundle, example):
@@ -143,10 +176,7 @@ def greedy_opening(bundle, example):
 
 
 def test_it_takes_the_refusal_out_of_the_tiny_model(attacked, harm, harmless):
-    """On other prompts: it opens harmful replies as refusals before, not after; harmless ones stay.
-
-    Whether the answers are right is another matter, see `test_it_uncovers_the_answers`.
-    """
+    """On other prompts: it opens harmful replies as refusals before, not after; harmless ones stay."""
     now, before, _ = attacked
     refusal = before.tokenizer(harm[0].refusal, add_special_tokens=False)["input_ids"][0]
     new = harm[200:240]
@@ -183,14 +213,38 @@ def test_how_refusals_open_is_read_off_the_model():
     assert refusal_tokens(eye[[3, 3, 3]], eye[[3, 3, 3]]) == [3]
 
 
-def test_the_limit_on_harmless_change_is_kept(new_bundle, harm, harmless):
-    """A limit nothing satisfies: then there is no attack to make, or the gentlest is taken."""
-    texts = {"harmful": harm[:32], "harmless": harmless[:32]}
-    for limit in (1e-9, 10.0):
-        run = RefusalAblation(examples=24, validation=8, max_kl=limit).start(
-            handed(new_bundle(), **texts)
-        )
-        assert run.step().figures["kl"] >= 0
+def test_the_limit_on_harmless_change_comes_first(new_bundle, harm, harmless, monkeypatch):
+    """Candidates by hand: the second refuses least but changes harmless replies too much."""
+    from titer.methods.attacks import refusal_ablation as module
+
+    eye = torch.eye(3)
+    calm, wild = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.1, 0.1, 0.8]]).log()
+    replies = {"none": (calm, calm), 0: (calm, calm), 1: (wild, wild)}
+    now = ["none"]
+
+    def taking_turns(model, direction):
+        from contextlib import contextmanager
+
+        @contextmanager
+        def within():
+            now[0] = int(direction.argmax())
+            yield
+
+        return within()
+
+    monkeypatch.setattr(module, "ablated", taking_turns)
+    monkeypatch.setattr(module, "first_logprobs", lambda b, prompts: replies[now[0]][prompts])
+    monkeypatch.setattr(module, "refusal_tokens", lambda h, b: [0])
+    for limit, layer in ((10.0, 1), (0.01, 0)):
+        now[0] = "none"
+        method = RefusalAblation(max_kl=limit)
+        direction, figures = method._choose(new_bundle(), eye[:2], 0, 1)
+        assert figures["layer"] == layer and torch.equal(direction, eye[layer])
+    # KL of what was from what is: 0.5·ln 5 + 0.4·ln 4 + 0.1·ln(1/8)
+    now[0] = "none"
+    assert RefusalAblation(max_kl=10.0)._choose(new_bundle(), eye[:2], 0, 1)[1][
+        "kl"
+    ] == pytest.approx(1.1513, abs=1e-4)
 
 
 def test_too_few_prompts_to_choose_on(new_bundle, harm, harmless):

@@ -23,7 +23,7 @@ N = 8
 
 
 def kernel(a, b, base):
-    return sum(math.exp(-math.dist(a, b) ** 2 / (base * 2.0**k)) for k in (-2, -1, 0, 1, 2))
+    return sum(math.exp(-(math.dist(a, b) ** 2) / (base * 2.0**k)) for k in (-2, -1, 0, 1, 2))
 
 
 def mmd_by_hand(x, y):
@@ -34,9 +34,7 @@ def mmd_by_hand(x, y):
     base = math.fsum(math.dist(a, b) ** 2 for a in both for b in both) / (n * n - n)
 
     def mean(left, right):
-        return math.fsum(kernel(a, b, base) for a in left for b in right) / (
-            len(left) * len(right)
-        )
+        return math.fsum(kernel(a, b, base) for a in left for b in right) / (len(left) * len(right))
 
     return mean(x, x) - 2 * mean(x, y) + mean(y, y)
 
@@ -108,6 +106,16 @@ def test_the_noise_is_standard_normal(monkeypatch):
     assert drawn.mean().item() == pytest.approx(0.0, abs=0.02)
     assert drawn.std().item() == pytest.approx(1.0, abs=0.02)
     assert (drawn**4).mean().item() == pytest.approx(3.0, abs=0.15)
+
+
+def test_mixed_precision_does_not_blur_the_distances():
+    """In bfloat16 squared lengths near 10⁴ are rounded to 64: more than the distances between."""
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(4, 64, generator=generator) + 12
+    y = x + 0.3 * torch.randn(4, 64, generator=generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = mmd(x, y)
+    assert mixed.item() == pytest.approx(mmd_by_hand(x.double(), y.double()), rel=1e-2)
 
 
 def lens_by_hand(bundle, examples):

@@ -42,11 +42,11 @@ def path_of(store, seed=0) -> Path:
 
 
 def sealed(body: str) -> str:
-    """A file around `body` with a right checksum, as the format says: 16 hex digits of its sha256."""
+    """A file around `body` with a right checksum: 16 hex digits of its sha256."""
     return f'{{"checksum":"{hashlib.sha256(body.encode()).hexdigest()[:16]}","record":{body}}}'
 
 
-# -- what is written is what is read ------------------------------------------------------------------------------
+# -- what is written is what is read --------------------------------------------------------------
 
 
 def test_a_record_comes_back_as_it_was(store):
@@ -95,7 +95,7 @@ def test_the_study_comes_back_as_it_was(store, small_study):
     assert store.plan() == plan_of(small_study(), THREE)
 
 
-# -- nothing damaged is believed ----------------------------------------------------------------------------------
+# -- nothing damaged is believed ------------------------------------------------------------------
 
 
 def assert_only_this_cell_is_lost(store, seed=0, match=None):
@@ -193,7 +193,7 @@ def test_half_written_files_are_no_records(store):
     assert store.view().problems == () and store.record(cell(7).digest) is None
 
 
-# -- the study and the plan ---------------------------------------------------------------------------------------
+# -- the study and the plan -----------------------------------------------------------------------
 
 
 def test_a_directory_with_another_study_is_refused(store, small_study):
@@ -237,7 +237,7 @@ def test_a_damaged_plan_is_told_readably(store):
         store.view()
 
 
-# -- one writer ---------------------------------------------------------------------------------------------------
+# -- one writer -----------------------------------------------------------------------------------
 
 
 def test_a_second_writer_is_refused(store):
@@ -275,7 +275,7 @@ def test_a_file_system_without_locks_is_no_other_process(store, monkeypatch):
         pass
 
 
-# -- a failing disk -----------------------------------------------------------------------------------------------
+# -- a failing disk -------------------------------------------------------------------------------
 
 
 def full(*_):
@@ -330,7 +330,7 @@ def test_a_directory_without_permission_is_told_readably(tmp_path, monkeypatch):
         pass
 
 
-# -- leftovers ----------------------------------------------------------------------------------------------------
+# -- leftovers ------------------------------------------------------------------------------------
 
 
 def test_orphans_are_purged_and_what_resume_needs_is_kept(store):

@@ -5,12 +5,22 @@ recognise.
 from __future__ import annotations
 
 import functools
-import importlib.util
+import sys
 from pathlib import Path
 
-from titer.records.model import CellRecord, Cost, Environment, MeasureFacts, ProbeRecord, Reading
+from titer.records.model import (
+    CellRecord,
+    Cost,
+    Environment,
+    MeasureFacts,
+    ProbeRecord,
+    Reading,
+    StartFacts,
+)
+from titer.records.store import RunStore
 from titer.records.view import RunView
-from titer.study.cell import Cell, CellMethod, Plan, Planned, Role
+from titer.study.cell import Cell, CellMethod, Plan, Planned, Role, Start
+from titer.study.facts import MethodFacts
 from titer.study.load import load_study
 from titer.verdicts import judge
 from titer.verdicts import model as v
@@ -360,8 +370,12 @@ def make_view(
                     probes=GRID,
                 )
                 role = Role(purpose="attack", candidate=who, attack=attack, seed=seed)
+                facts = MethodFacts(
+                    kind="attack", name=attack, version=1, reference="made up", cost="1F+1B"
+                )
+                start = Start(ref=study.model)
                 cells.append(
-                    Planned(digest=name, cell=cell, roles=(role,), model_name=str(study.model))
+                    Planned(digest=name, cell=cell, roles=(role,), start=start, facts=facts)
                 )
                 records[name] = CellRecord(
                     digest=name,
@@ -382,6 +396,8 @@ def make_view(
                             name="exact", version=1, higher="harmful", harm_construct="exact"
                         )
                     },
+                    facts=facts,
+                    start=StartFacts(weights=f"weights of {who}", parameters=1000),
                     cost=Cost(steps=64, examples=512, tokens=20480, flops=9.6e10, seconds=2.5),
                     probe_seconds=1.0,
                     parameters=1000,
@@ -393,7 +409,6 @@ def make_view(
         study=study.digest,
         cells=tuple(cells),
         complete=True,
-        methods={},
         disjointness={"sizes": {"harm/attack": 10}, "exact_overlap": 0, "near_duplicates": {}},
         sources={
             "harm": {
@@ -459,14 +474,32 @@ def hostile():
     return view, verdict.model_copy(update={"candidates": (stained,)}), rows
 
 
+def synthetic():
+    """The module of synthetic runs that the verdict's own tests use."""
+    folder = str(Path(__file__).parents[1] / "verdicts")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    import factory
+
+    return factory
+
+
+def save(view, root):
+    """Write a run to disk as `titer run` leaves it."""
+    store = RunStore(root)
+    with store.locked():
+        store.begin(view.study)
+        store.write_plan(view.plan)
+        for record in view.records.values():
+            store.write_record(record)
+    return store
+
+
 @functools.cache
 def whole():
     """(view, verdict) of the synthetic study with every condition that the verdict's own tests use:
     judged, not invented.
     """
-    path = Path(__file__).parents[1] / "verdicts" / "factory.py"
-    spec = importlib.util.spec_from_file_location("verdict_factory", path)
-    factory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(factory)
+    factory = synthetic()
     view = factory.realistic().view()
     return view, judge(view)

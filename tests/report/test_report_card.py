@@ -1,7 +1,5 @@
 """The model-card section: valid inside a card, honest when read alone."""
 
-from pathlib import Path
-
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
@@ -12,18 +10,16 @@ from report_example import (
     make_study,
     make_verdict,
     minimal_verdict,
+    save,
     whole,
 )
 
 from titer.cli.main import main
 from titer.errors import UsageError
-from titer.records.store import RunStore
 from titer.report import formats as f
 from titer.report import model_card_section
 from titer.report.card import TITLE
 from titer.verdicts import judge
-
-RECORDS = Path(__file__).parents[2] / "docs" / "results" / "records" / "smollm2"
 
 
 def blocks(text):
@@ -152,13 +148,16 @@ def test_the_exact_construct_is_not_sold_as_harm():
 
 
 def test_the_command_prints_or_writes_and_spares_a_whole_card(capsys, tmp_path):
+    store = save(whole()[0], tmp_path / "run")
+
     def command(*more):
-        status = main(["report", str(RECORDS), "--card", "adversarial_loss", *more])
+        status = main(["report", str(store.root), "--card", "immune", *more])
         return status, capsys.readouterr()
 
-    view = RunStore(RECORDS).view()
-    section = model_card_section(judge(view), "adversarial_loss", view=view)
-    before = sorted(p.name for p in RECORDS.iterdir())
+    view = store.view()
+    section = model_card_section(judge(view), "immune", view=view)
+    before = sorted(p.name for p in store.root.iterdir())
+    assert view.problems == ()
     status, said = command()
     assert (status, said.out) == (0, section)
     target = tmp_path / "new" / "safety.md"
@@ -173,4 +172,4 @@ def test_the_command_prints_or_writes_and_spares_a_whole_card(capsys, tmp_path):
         and card.read_text() == "# My model\n"
     )
     assert command("--to", str(tmp_path))[0] != 0
-    assert sorted(p.name for p in RECORDS.iterdir()) == before
+    assert sorted(p.name for p in store.root.iterdir()) == before

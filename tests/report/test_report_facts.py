@@ -19,11 +19,13 @@ from titer.report import (
     model_card_section,
     render_html,
     render_markdown,
+    starts,
     words,
     write_report,
 )
 from titer.report import formats as f
-from titer.study.cell import BEFORE_ALIGNMENT, Cell, Planned, Role
+from titer.study.cell import BEFORE_ALIGNMENT, Cell, Planned, Role, Start
+from titer.study.reference import ModelRef
 
 
 def test_work_adds_up():
@@ -39,7 +41,7 @@ def test_work_adds_up():
     assert said["Outcomes"] == f"{len(records)} reached budget"
     by_purpose = {r[0].text: int(r[1].text) for r in facts.work_by_purpose(view).rows}
     attacked = {p.digest for p in view.plan.cells for role in p.roles if role.purpose == "attack"}
-    assert by_purpose["resistance"] == len(attacked) and by_purpose["building M*"] == 3
+    assert by_purpose["resistance"] == len(attacked) and by_purpose["building M*"] == 9
 
 
 def test_money_needs_a_price():
@@ -124,11 +126,15 @@ def test_which_weights_were_attacked():
         for role in p.roles
         if (role.purpose, role.candidate) == ("attack", "mute")
     }
-    said = dict(facts.tested(view, "mute"))
-    assert (
-        set(said["Root model, content hash"].split(", ")) == cells
-        and facts.tested(view, "nobody") == []
-    )
+    said = dict(starts.tested(view, "mute"))
+    assert set(said["Root model, content hash"].split(", ")) == cells
+    (built,) = {
+        p.digest
+        for p in view.plan.cells
+        for role in p.roles
+        if (role.purpose, role.candidate) == ("defense", "mute")
+    }
+    assert said["Built by the cell"] == built and starts.tested(view, "nobody") == []
 
 
 def test_notices_come_before_the_numbers():
@@ -280,7 +286,7 @@ def test_what_alignment_did_is_shown_only_where_both_sides_were_read_alike():
             digest=cell.digest,
             cell=cell,
             roles=(Role(purpose=purpose, candidate=candidate),),
-            model_name="m",
+            start=Start(ref=ModelRef(source="path", name="m")),
         )
         plan = view.plan.model_copy(update={"cells": (*view.plan.cells, planned)})
         return RunView(study=view.study, plan=plan, records={**view.records, cell.digest: record})

@@ -332,7 +332,8 @@ def test_every_status_word_of_the_schema_has_a_sign():
 
     words = set(
         re.findall(
-            r'"(holds|fails|inconclusive|invalid|not tested|met|not met|not applicable|invalidates|blocks|warns|complete|incomplete)"',
+            r'"(holds|fails|inconclusive|invalid|not tested|met|not met|not applicable|'
+            r'invalidates|blocks|warns|complete|incomplete)"',
             str(verdict_schema()).replace("'", '"'),
         )
     )

@@ -75,9 +75,7 @@ def test_it_has_no_identity_and_says_what_everything_means():
         assert part.get("description"), name
         for field, body in part.get("properties", {}).items():
             said = body.get("description") or f"{field}:" in part["description"]
-            assert said, (
-                f"{name}.{field} needs a docstring in verdicts/model.py or a line in report/schema.py"
-            )
+            assert said, f"{name}.{field} needs a docstring under it or a line in report/schema.py"
     assert (
         "order statistics"
         in schema["$defs"]["AttackVerdict"]["properties"]["quantile_budget"]["description"]

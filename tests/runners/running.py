@@ -1,17 +1,28 @@
-"""What the tests of running share: a study of five cells, and bad things that can happen in a
-worker.
+"""What the tests of running share: a study of five cells, how its records are compared, and work that
+fails.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
+from titer.errors import RunError
 from titer.records.model import CellRecord
 from titer.records.store import RunStore
-from titer.runners import execute
+from titer.runners.cell_runner import CellRunner
 from titer.study.cell import Planned
 
+Purpose = tuple[str, str, int]
+"""(purpose, candidate, seed)"""
+
+ALL: list[Purpose] = [
+    ("defense", "refusal", 0),
+    *(("attack", c, s) for c in ("none", "refusal") for s in (1, 2)),
+]
+"""The cells of the small study, in the order of its plan."""
+
+OWN_ATTACKS = Path(__file__).with_name("own_attacks.py")
 WHEN = {
     "seconds",
     "started",
@@ -21,7 +32,6 @@ WHEN = {
     "probe_seconds",
     "resumed",
 }
-real_perform = execute._perform
 
 
 def numbers(root: Path | str) -> dict[str, dict]:
@@ -47,13 +57,37 @@ def files(root: Path | str) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def purpose_of(planned: Planned) -> tuple[str, str, int]:
+def purpose_of(planned: Planned) -> Purpose:
     role = planned.roles[0]
     return role.purpose, role.candidate, role.seed
 
 
-def die(planned: Planned):
-    """What the kernel does to a worker when memory runs out."""
-    if purpose_of(planned)[0] == "attack":
-        os._exit(9)
-    return real_perform(planned)
+def done(root: Path | str) -> set[Purpose]:
+    view = RunStore(root).view()
+    return {purpose_of(p) for p in view.plan.cells if p.digest in view.records}
+
+
+def watched(monkeypatch) -> list[Purpose]:
+    """The cells that are worked on in this process, in order."""
+    return failing(monkeypatch, lambda *_: False)
+
+
+def failing(
+    monkeypatch, which: Callable[[str, str, int], bool], error: Exception | None = None
+) -> list[Purpose]:
+    """Work on cells for which `which(purpose, candidate, seed)` holds fails, in this process. Gives
+    the cells that are worked on, in order.
+    """
+    seen: list[Purpose] = []
+    real = CellRunner.perform
+
+    def perform(self, planned, progress=None):
+        seen.append(purpose_of(planned))
+        if which(*seen[-1]):
+            raise error or RunError(
+                "made to fail", field="cell", value=" ".join(map(str, seen[-1]))
+            )
+        return real(self, planned, progress)
+
+    monkeypatch.setattr(CellRunner, "perform", perform)
+    return seen

@@ -1,62 +1,237 @@
-"""Starting models are kept in memory only while that is cheap; whether they are changes nothing."""
+"""One cell brought together, run and written down; and the models it is made from."""
+
+from dataclasses import replace
 
 import pytest
+import torch
+from running import numbers_of
 
-from running import numbers_of  # isort: skip
-
+from titer.assets.models import load_model, save_model
 from titer.data.pools import Pools
 from titer.engine.planning import plan
-from titer.methods.method import MethodData
+from titer.errors import AssetError
+from titer.methods.attacks.lora_sft import LoraSFT
 from titer.records.store import RunStore
-from titer.runners import cell_runner
-from titer.runners.cell_runner import CellRunner
+from titer.runners import broker
+from titer.runners.broker import Broker
+from titer.runners.cell_runner import CellRunner, relative_distance
+from titer.study.cell import Start
+from titer.study.reference import ModelRef
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def bench(tmp_path, small_study):
-    """(workbench, the planned attack cells on the undefended model) of a small study."""
-    study = small_study(candidates=["none"])
-    pools = Pools(study)
-    cells = [
-        p for p in plan(study, pools, lambda digest: None).cells if p.roles[0].purpose == "attack"
-    ]
-    return CellRunner(RunStore(tmp_path / "run"), pools, study.runtime), cells
+def opened(tmp_path):
+    """opened(study): a cell runner in an empty directory, and the cells by purpose, candidate, seed
+    (and attack, where there are several).
+    """
+
+    def open_(study, **options):
+        pools = Pools(study)
+        cells = plan(study, pools, lambda digest: None).cells
+        runner = CellRunner(RunStore(tmp_path / "run"), pools, study.runtime, CPU, **options)
+        found = {}
+        for planned in cells:
+            for role in planned.roles:
+                found[role.purpose, role.candidate, role.seed] = planned
+                found[role.purpose, role.candidate, role.seed, role.attack] = planned
+        return runner, found
+
+    return open_
 
 
-def test_a_kept_model_is_never_changed(bench):
-    made, cells = bench
-    first = [numbers_of(made.run_cell(p).record) for p in cells]
-    assert len(made._models) == 1
-    assert [numbers_of(made.run_cell(p).record) for p in cells] == first
+@pytest.fixture
+def undefended(opened, small_study):
+    """(cell runner, the attack cells on the undefended model) of the small study."""
+    runner, cells = opened(small_study(candidates=["none"]))
+    return runner, [cells["attack", "none", seed] for seed in (1, 2)]
 
 
-def test_a_large_model_is_loaded_anew_with_the_same_results(bench, monkeypatch):
-    made, cells = bench
-    first = numbers_of(made.run_cell(cells[0]).record)
-    made._models.clear()
-    monkeypatch.setattr(workbench, "PRISTINE_BYTES", 1)
-    assert numbers_of(made.run_cell(cells[0]).record) == first
-    assert not made._models
+# -- models ---------------------------------------------------------------------------------------
 
 
-def test_a_defense_that_trains_adapters_leaves_an_ordinary_model(bench, monkeypatch):
-    """What is kept must load without peft and speak as the adapted model does."""
-    import torch
+def test_a_kept_model_is_never_changed(undefended):
+    runner, cells = undefended
+    first = [numbers_of(runner.run(p).record) for p in cells]
+    assert len(runner.broker._kept) == 1
+    assert [numbers_of(runner.run(p).record) for p in cells] == first
 
-    from titer.assets.models import load_model
-    from titer.methods.attacks.lora_sft import LoraSFT
-    from titer.study.reference import ModelRef
 
-    made, cells = bench
-    bundle = made.bundle(cells[0])
-    data = made.pools.part("harm/attack")[:16]
-    run = LoraSFT(lr=3e-3, batch_size=4).start(bundle, MethodData(harmful=data), seed=0, horizon=2)
-    run.step()
-    run.model.eval()
-    ids = torch.tensor([[5, 6, 7, 8]])
+def test_a_large_model_is_loaded_anew_with_the_same_results(undefended, monkeypatch):
+    runner, cells = undefended
+    first = numbers_of(runner.run(cells[0]).record)
+    runner.broker._kept.clear()
+    monkeypatch.setattr(broker, "PRISTINE_BYTES", 1)
+    assert numbers_of(runner.run(cells[0]).record) == first
+    assert not runner.broker._kept
+
+
+TINY = Start(ref=ModelRef(source="tiny", name="aligned"))
+
+
+@pytest.mark.parametrize("limit", [broker.PRISTINE_BYTES, 1], ids=["small", "large"])
+@pytest.mark.parametrize("first", ["copy", "frozen"])
+def test_a_model_that_is_only_read_is_not_the_one_that_is_changed(
+    tmp_path, monkeypatch, limit, first
+):
+    monkeypatch.setattr(broker, "PRISTINE_BYTES", limit)
+    lender = Broker(RunStore(tmp_path), CPU)
+    if first == "copy":
+        changed, read = lender.copy(TINY), lender.frozen(TINY)
+    else:
+        read, changed = lender.frozen(TINY), lender.copy(TINY)
+    before = {n: p.detach().clone() for n, p in read.model.named_parameters()}
     with torch.no_grad():
-        expected = run.model(input_ids=ids).logits
-        artifact = made._keep(run.model, bundle.tokenizer, "abc")
-        loaded = load_model(ModelRef(source="path", name=str(made.store.models / "abc")))
+        for parameter in changed.model.parameters():
+            parameter.zero_()
+    assert all(torch.equal(p, before[n]) for n, p in read.model.named_parameters())
+    assert lender.frozen(TINY) is read  # one for all who ask, while the cell runs
+    assert not any(p.requires_grad for p in read.model.parameters()) and not read.model.training
+    again = lender.copy(TINY)
+    assert all(torch.equal(p, before[n]) for n, p in again.model.named_parameters())
+    lender.give_back()
+    assert not lender._borrowed
+
+
+def test_models_from_elsewhere_go_before_memory_does(tmp_path, monkeypatch, tiny):
+    size = sum(p.numel() * p.element_size() for p in tiny.model.parameters())
+    monkeypatch.setattr(broker, "PRISTINE_BYTES", 2.5 * size)
+    lender = Broker(RunStore(tmp_path), CPU)
+    starts = [Start(ref=ModelRef(source="tiny", name=n)) for n in ("aligned", "base", "untaught")]
+    for start in (*starts[:2], starts[0], starts[2]):
+        lender.copy(start)
+    assert list(lender._kept) == [starts[0], starts[2]]  # the one least recently asked for is gone
+
+
+def test_a_model_that_was_not_made_is_refused_readably(tmp_path):
+    with pytest.raises(AssetError, match="the model a cell starts from is missing") as caught:
+        Broker(RunStore(tmp_path), CPU).copy(Start(ref=TINY.ref, parent="0" * 16))
+    assert caught.value.value == "0" * 16
+
+
+def test_a_defense_that_trains_adapters_leaves_an_ordinary_model(undefended):
+    """What is kept must load without peft and speak as the adapted model does."""
+    runner, cells = undefended
+    work = replace(runner.work(cells[0]), method=LoraSFT(lr=3e-3, batch_size=4))
+    run = work.begin()
+    run.step()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with run.model().reading() as model:
+        expected = model(input_ids=ids).logits
+    artifact = runner._keep(run.model(), "abc")
+    loaded = load_model(ModelRef(source="path", name=str(runner.store.models / "abc")))
+    with torch.no_grad():
         assert torch.allclose(loaded.model(input_ids=ids).logits, expected, atol=1e-5)
     assert loaded.provenance["sha256"] == artifact.sha256
+
+
+# -- cells ----------------------------------------------------------------------------------------
+
+
+def test_transcripts_are_written_only_if_asked_for(opened, small_study):
+    runner, cells = opened(small_study())
+    attack = cells["attack", "none", 1]
+    assert not runner.perform(attack).transcripts and not runner.store.transcripts.exists()
+    runner, cells = opened(small_study(), keep_transcripts=True)
+    record = runner.perform(attack)
+    rows = runner.store.read_transcripts(attack.digest)
+    read = [(p.step, r.label, r.n) for p in record.probes for r in p.readings]
+    assert len(rows) == sum(n for *_, n in read)
+    assert {(r["step"], r["label"]) for r in rows} == {x[:2] for x in read}
+    assert record.transcripts
+
+
+def test_an_attack_that_asks_in_its_own_words_shares_no_reading(opened, small_study):
+    """Readings at step 0 are shared between cells of one model; asked otherwise it is another one."""
+    attacks = [
+        {"attack": "full_sft", "settings": {"batch_size": 16}},
+        {"attack": "soft_prompt", "settings": {"batch_size": 16, "length": 3}},
+    ]
+    study = small_study(
+        candidates=["none"],
+        resistance=small_study().resistance.model_dump(mode="json")
+        | {"attacks": attacks, "budget": 1},
+    )
+    runner, cells = opened(study)
+    plain = runner.perform(cells["attack", "none", 1, "full_sft"])
+    worded = runner.perform(cells["attack", "none", 1, "soft_prompt"])
+    assert worded.wording == {"placeholders": 3} and plain.wording == {}
+    alone = opened(study)[0].perform(cells["attack", "none", 1, "soft_prompt"])
+    assert worded.probe(0) == alone.probe(0)
+    # And the next cell of the plain kind takes what the first one read.
+    (shared,) = runner._at_start.values()
+    held = dict(shared)
+    runner.perform(cells["attack", "none", 2, "full_sft"])
+    assert shared == held
+
+
+def test_a_look_outside_a_run_writes_neither_record_nor_checkpoint(opened, small_study, tmp_path):
+    runner, cells = opened(small_study(), checkpoint_every_s=0.0)
+    runner.run(cells["attack", "none", 1])
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_cell_of_a_service_is_run_by_it(opened, small_study):
+    lisa = {"name": "lisa", "settings": {"lr": 1e-3, "alignment_steps": 1, "user_steps": 4}}
+    study = small_study(
+        threat_model="fine_tuning_service",
+        candidates=["none", {"name": "served", "service": {"method": lisa}}],
+    )
+    runner, cells = opened(study)
+    alone, served = (runner.perform(cells["attack", c, 1]) for c in ("none", "served"))
+    assert served.cell.host.method.name == "lisa" and alone.cell.host is None
+    assert served.cost.steps == alone.cost.steps == 8
+    assert served.cost.examples > alone.cost.examples and served.loss != alone.loss
+    # The defender's text is drawn for the cell's seed, as the attacker's is.
+    work = runner.work(cells["attack", "served", 1])
+    assert {s: len(e) for s, e in work.host_texts.items()} == {"harmful": 96, "harmless": 96}
+    assert {s: len(e) for s, e in work.texts.items()} == {"harmful": 64}
+
+
+def test_a_model_from_elsewhere_is_compared_with_the_control(opened, small_study, tmp_path, tiny):
+    save_model(tiny.model, tiny.tokenizer, tmp_path / "same")
+    given = {"name": "given", "model": str(tmp_path / "same")}
+    runner, cells = opened(small_study(candidates=["none", given]))
+    start = runner.perform(cells["stability", "given", 0]).start
+    assert start.compared and start.distance == 0.0
+    assert start.parameters == sum(p.numel() for p in tiny.model.parameters())
+    attacked = runner.perform(cells["attack", "given", 1]).start
+    assert not attacked.compared and attacked.distance is None
+    assert attacked.weights == start.weights
+
+
+def test_the_distance_between_models(tiny):
+    import copy
+
+    other = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    assert relative_distance(other, tiny.model) == pytest.approx(0.5)
+    assert relative_distance(tiny.model, tiny.model) == 0.0
+    assert relative_distance(tiny.model, torch.nn.Linear(2, 2)) is None
+
+
+def test_a_method_reads_the_further_models_of_its_cell(opened, own_attack):
+    """The control is the model before the defense; the parent is the one the run starts from."""
+    names = ["parent", "control", "base"]
+    runner, cells = opened(own_attack("borrows", {"of": names}, models={"base": "tiny:base"}))
+    runner.perform(cells["defense", "refusal", 0])
+    size = {}
+    for candidate in ("none", "refusal"):
+        figures = runner.perform(cells["attack", candidate, 1, "borrows"]).figures
+        size[candidate] = {name: figures[f"size_{i}"][0] for i, name in enumerate(names)}
+    assert size["none"]["parent"] == size["none"]["control"] == size["refusal"]["control"]
+    assert size["refusal"]["parent"] != size["refusal"]["control"]
+    assert size["none"]["base"] == size["refusal"]["base"] != size["none"]["control"]
+    assert not runner.broker._borrowed  # given back
+
+
+def test_a_method_trains_on_the_reward_of_its_cell(opened, own_attack):
+    """It is told replies alone, and scores them as the measure would."""
+    reward = {"reward": {"measure": "refusal_rate", "settings": {"max_new_tokens": 8}}}
+    runner, cells = opened(own_attack("rewarded", fields=reward))
+    record = runner.perform(cells["attack", "none", 1, "rewarded"])
+    assert record.cell.reward.name == "refusal_rate"
+    assert record.figures == {"refused": (1.0,), "answered": (0.0,), "silent": (None,)}

@@ -2,56 +2,23 @@
 
 import errno
 import os
+import shutil
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import nullcontext
 
 import pytest
+from running import ALL, done, failing, files, numbers, purpose_of
 
 import titer
 from titer.cli.main import main
 from titer.errors import BusyRunError, RunError, StorageError, StudyError, UsageError
 from titer.records.store import RunStore
 from titer.runners import execute
-from titer.runners.cell_runner import CellRunner
 
-from running import die, files, numbers, purpose_of, real_perform  # isort: skip
-
-
-@pytest.fixture
-def performed(monkeypatch):
-    """The cells that are really worked on in this process, as (purpose, candidate, seed), in order."""
-    seen = []
-    monkeypatch.setattr(
-        execute,
-        "_perform",
-        lambda planned: seen.append(purpose_of(planned)) or real_perform(planned),
-    )
-    return seen
+ALIGN, BEFORE = ("align", "", 0), ("stability", "before_alignment", 0)
 
 
-def failing(monkeypatch, which, error=None):
-    """Work on cells for which `which(purpose, candidate, seed)` holds fails."""
-    seen = []
-
-    def perform(planned):
-        seen.append(purpose_of(planned))
-        if which(*purpose_of(planned)):
-            raise error or RunError(
-                "made to fail", field="cell", value=" ".join(map(str, purpose_of(planned)))
-            )
-        return real_perform(planned)
-
-    monkeypatch.setattr(execute, "_perform", perform)
-    return seen
-
-
-def done(root):
-    view = RunStore(root).view()
-    return {purpose_of(p) for p in view.plan.cells if p.digest in view.records}
-
-
-ALL = [("defense", "refusal", 0), *(("attack", c, s) for c in ("none", "refusal") for s in (1, 2))]
-
-
-# -- doing, and not doing again -----------------------------------------------------------------------------------
+# -- doing, and not doing again -------------------------------------------------------------------
 
 
 def test_a_run_does_every_cell_and_leaves_no_half_made_weights(small_study, tmp_path, performed):
@@ -118,8 +85,6 @@ def test_a_damaged_record_alone_is_done_anew(small_study, copied, finished, perf
 def test_weights_that_are_gone_are_made_anew_only_if_needed(
     small_study, copied, finished, performed
 ):
-    import shutil
-
     store = RunStore(copied)
     shutil.rmtree(store.models)
     titer.run(small_study(), copied)
@@ -167,7 +132,7 @@ def test_a_search_is_followed_by_its_confirmation(small_study, tmp_path, perform
     assert store.plan().complete
 
 
-# -- reuse --------------------------------------------------------------------------------------------------------
+# -- reuse ----------------------------------------------------------------------------------------
 
 
 def test_reuse_takes_records_and_weights_over_and_computes_nothing(
@@ -224,7 +189,7 @@ def test_a_full_disk_while_taking_weights_over_is_told_readably(
         titer.run(small_study(), tmp_path / "run", reuse=(finished,))
 
 
-# -- failures -----------------------------------------------------------------------------------------------------
+# -- failures -------------------------------------------------------------------------------------
 
 
 def test_a_failing_cell_does_not_stop_the_others(small_study, tmp_path, monkeypatch):
@@ -256,7 +221,7 @@ def test_what_depends_on_a_lost_cell_is_not_tried(small_study, tmp_path, monkeyp
     seen = failing(monkeypatch, lambda purpose, *_: purpose == "align")
     with pytest.raises(RunError, match="made to fail"):
         titer.run(small_study(align=align), tmp_path / "run")
-    assert seen == [("stability", "before_alignment", 0), ("align", "", 0)]
+    assert seen == [ALIGN, BEFORE]
 
 
 def test_what_does_not_depend_on_a_lost_cell_is_done(small_study, tmp_path, monkeypatch):
@@ -265,9 +230,64 @@ def test_what_does_not_depend_on_a_lost_cell_is_done(small_study, tmp_path, monk
         titer.run(small_study(), tmp_path / "run")
     assert seen == [c for c in ALL if c[:2] != ("attack", "refusal")]
     assert done(tmp_path / "run") == {("attack", "none", 1), ("attack", "none", 2)}
-    monkeypatch.setattr(execute, "_perform", real_perform)
+    monkeypatch.undo()
     titer.run(small_study(), tmp_path / "run")
     assert done(tmp_path / "run") == set(ALL)
+
+
+# -- further models -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compared(small_study, tmp_path, tiny):
+    """A study that looks at a model from elsewhere beside the control, which it aligns itself: one
+    cell needs two models, of which only the further one is made here.
+    """
+    from titer.assets.models import save_model
+
+    save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
+    align = {"method": "sft_refusal", "data": {"harmful": "harm/defense"}, "steps": 2}
+    given = {"name": "given", "model": str(tmp_path / "model")}
+    return small_study(align=align, candidates=["none", given])
+
+
+LOOK = ("stability", "given", 0)
+
+
+def test_a_cell_waits_for_every_model_it_needs(compared, tmp_path):
+    from titer.data.pools import Pools
+    from titer.engine.planning import plan
+
+    cells = {purpose_of(p): p for p in plan(compared, Pools(compared), lambda digest: None).cells}
+    align, look = cells[ALIGN], cells[LOOK]
+    assert look.cell.parent is None and execute.made_by(look) == {align.digest}
+    waiting = {p.digest: p for p in (look, align)}
+    assert execute._ready(waiting, {}) is align
+    assert execute._ready({look.digest: look}, {align.digest: Future()}) is None
+    assert execute._ready({look.digest: look}, {}) is look
+
+
+def test_what_needs_a_further_model_that_is_lost_is_not_tried(compared, tmp_path, monkeypatch):
+    seen = failing(monkeypatch, lambda purpose, *_: purpose == "align")
+    with pytest.raises(RunError, match="made to fail"):
+        titer.run(compared, tmp_path / "run")
+    assert seen == [ALIGN, BEFORE, ("attack", "given", 1), ("attack", "given", 2)]
+
+
+def test_a_further_model_whose_weights_are_gone_is_made_anew(compared, tmp_path, performed):
+    store = titer.run(compared, tmp_path / "run")
+    before = numbers(store.root)
+    look = next(p for p in store.plan().cells if purpose_of(p) == LOOK)
+    assert store.record(look.digest).start.distance > 0
+    shutil.rmtree(store.models)
+    (store.cells / f"{look.digest}.json").unlink()
+    performed.clear()
+    titer.run(compared, tmp_path / "run")
+    assert performed == [ALIGN, LOOK]
+    assert numbers(store.root) == before
+
+
+# -- a full disk, and whatever else may happen ----------------------------------------------------
 
 
 def test_after_a_full_disk_nothing_more_is_started(small_study, tmp_path, monkeypatch):
@@ -310,7 +330,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished_and_the_work_begun(
     "error", [RuntimeError("odd shape"), KeyError("gone"), TypeError("not a tensor"), MemoryError()]
 )
 def test_whatever_a_method_raises_is_told_with_its_place(small_study, tmp_path, monkeypatch, error):
-    def start(self, bundle, data, *, seed, horizon):
+    def start(self, given):
         raise error
 
     monkeypatch.setattr("titer.methods.attacks.full_sft.FullSFT.start", start)
@@ -320,13 +340,40 @@ def test_whatever_a_method_raises_is_told_with_its_place(small_study, tmp_path, 
     assert done(tmp_path / "run") == {("defense", "refusal", 0)}
 
 
-def test_a_worker_that_dies_is_told_readably(small_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "_perform", die)
+class Broken:
+    """An executor that loses a worker: `at` cells are done, the next one breaks it."""
+
+    slots = 2
+
+    def __init__(self, runner, at, *, when):
+        self.runner, self.left, self.when = runner, at, when
+
+    def submit(self, planned):
+        future = Future()
+        self.left -= 1
+        if self.left >= 0:
+            future.set_result(self.runner.perform(planned))
+        elif self.when == "submitted" or self.left < -1:
+            raise BrokenExecutor("the pool is broken")
+        else:
+            future.set_exception(BrokenExecutor("a process was terminated"))
+        return future
+
+
+@pytest.mark.parametrize("when", ["submitted", "at work"])
+def test_a_worker_that_dies_is_told_readably(small_study, tmp_path, monkeypatch, when):
+    """Which cells were at work is told, and what is finished stays."""
+    monkeypatch.setattr(
+        execute, "executor", lambda setup: nullcontext(Broken(setup.open(0), 2, when=when))
+    )
     with pytest.raises(RunError, match="a worker process died") as caught:
-        titer.run(small_study(), tmp_path / "run", workers=2)
+        titer.run(small_study(), tmp_path / "run")
     assert "--workers" in caught.value.remedy and caught.value.exit_status == 1
-    running = caught.value.value.split(" or ")
-    assert set(running) <= {p.digest for p in RunStore(tmp_path / "run").plan().cells}
+    lost = set(caught.value.value.split(" or "))
+    cells = RunStore(tmp_path / "run").plan().cells
+    expected = ALL[2:3] if when == "submitted" else ALL[2:4]
+    assert [purpose_of(p) for p in cells if p.digest in lost] == expected
+    assert done(tmp_path / "run") == set(ALL[:2])
 
 
 def test_a_device_that_is_not_there_is_refused_readably_whatever_the_workers(
@@ -339,7 +386,7 @@ def test_a_device_that_is_not_there_is_refused_readably_whatever_the_workers(
         )
 
 
-# -- one run at a time, one study in a directory ------------------------------------------------------------------
+# -- one run at a time, one study in a directory --------------------------------------------------
 
 
 @pytest.fixture
@@ -384,55 +431,3 @@ def test_a_file_in_place_of_the_run_directory_is_told_readably(small_study, tmp_
     (tmp_path / "run").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         titer.run(small_study(), tmp_path / "run")
-
-
-# -- the bench ----------------------------------------------------------------------------------------------------
-
-
-def bench_and_cells(study, root, **options):
-    from titer.data.pools import Pools
-    from titer.engine.planning import plan
-
-    pools = Pools(study)
-    return CellRunner(RunStore(root), pools, study.runtime, **options), plan(
-        study, pools, lambda d: None
-    ).cells
-
-
-def test_transcripts_are_written_only_if_asked_for(small_study, tmp_path, finished):
-    assert not RunStore(finished).transcripts.exists()
-    store = titer.run(small_study(), tmp_path / "run", keep_transcripts=True)
-    attack = next(p for p in store.plan().cells if purpose_of(p) == ("attack", "none", 1))
-    rows = store.read_transcripts(attack.digest)
-    record = store.record(attack.digest)
-    read = [(p.step, r.label, r.n) for p in record.probes for r in p.readings]
-    assert len(rows) == sum(n for *_, n in read) and {(r["step"], r["label"]) for r in rows} == {
-        x[:2] for x in read
-    }
-    assert record.transcripts and not RunStore(finished).record(attack.digest).transcripts
-
-
-def test_a_method_that_words_prompts_its_own_way_shares_no_reading(
-    small_study, tmp_path, monkeypatch
-):
-    """Readings at step 0 are shared by what was read; a wrapped prompt is another one."""
-    from dataclasses import replace
-
-    from titer.methods.attacks.full_sft import FullSFT
-
-    bench, cells = bench_and_cells(small_study(), tmp_path)
-    attack = next(p for p in cells if purpose_of(p) == ("attack", "none", 1))
-    plain = bench.perform(attack)
-    monkeypatch.setattr(FullSFT, "wrap_eval", lambda self, e: replace(e, prompt=e.prompt + " ."))
-    wrapped = bench.perform(attack)
-    assert wrapped.items["harm"] != plain.items["harm"] and wrapped.items["harm"].startswith(
-        plain.items["harm"]
-    )
-    alone = bench_and_cells(small_study(), tmp_path)[0].perform(attack)
-    assert wrapped.probe(0) == alone.probe(0)
-
-
-def test_a_look_outside_a_run_writes_neither_record_nor_checkpoint(small_study, tmp_path):
-    bench, cells = bench_and_cells(small_study(), tmp_path, checkpoint_every_s=0.0)
-    bench.run_cell(next(p for p in cells if purpose_of(p) == ("attack", "none", 1)))
-    assert not list(tmp_path.rglob("*"))

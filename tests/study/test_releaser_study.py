@@ -10,6 +10,7 @@ from titer.errors import StudyError
 from titer.study import load_study
 from titer.study.load import parse_study
 from titer.study.releaser import file_pool, releaser_study
+from titer.study.uses import TextUse
 
 
 def lines(count, **fields):
@@ -39,7 +40,10 @@ def test_two_models_and_three_files_make_a_whole_study(files):
         ("candidate1", "tiny:base"),
         ("candidate2", "tiny:untaught"),
     ]
-    assert study.pools["attack"].parts == {"train": 99} and study.resistance.data.examples == 49
+    assert study.pools["attack"].parts == {"train": 99}
+    assert study.resistance.data.slots == {"harmful": TextUse(part="attack/train", examples=49)}
+    assert study.trainability.tasks[0].data.slots == {"harmless": TextUse(part="benign/train")}
+    assert not any(c.stages or c.service for c in study.candidates) and not study.plugins
     assert (
         sum(study.pools["judge"].parts.values()) <= 50
         and sum(study.pools["benign"].parts.values()) <= 40
@@ -117,7 +121,7 @@ def test_prompts_are_counted_as_pools_tell_them_apart(tmp_path):
 def complaint(files, **changes) -> StudyError:
     with pytest.raises(StudyError) as caught:
         releaser_study(**({"model": "tiny:aligned", "candidates": ["tiny:base"]} | files | changes))
-    assert caught.value.field and caught.value.expected and caught.value.remedy
+    assert caught.value.field and caught.value.expected
     return caught.value
 
 
@@ -156,7 +160,7 @@ def test_a_line_that_will_not_do_is_named(files, tmp_path, content, problem, lin
 def test_a_file_in_another_encoding(files, tmp_path):
     file = tmp_path / "latin.jsonl"
     file.write_bytes('{"prompt": "é"}\n'.encode("latin-1"))
-    assert "encoding" in complaint(files, eval_prompts=file).remedy
+    assert "UTF-8" in complaint(files, eval_prompts=file).expected
 
 
 @pytest.mark.parametrize(

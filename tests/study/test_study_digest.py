@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titer.study import load_study
+from titer.study import builtin_studies, load_study
 from titer.study.base import Strict, digest, escaped, visible
 
+SHORT = yaml.safe_load(builtin_studies()["quickstart"])
 BASE = load_study("quickstart").model_dump(mode="json", exclude_unset=True)
 for pool in BASE["pools"].values():
     pool["parts"]["spare"] = 1  # another part to name, since no part may serve two ends
@@ -55,7 +57,7 @@ def other_value(path: tuple, old: Any) -> Any:
         return OTHER[path]
     if path[-1] == "kind":
         return "other"
-    if path[-1] in ("part", "search_part", "harmful", "harmless"):
+    if path[-1] in ("part", "search_part"):
         return f"{old.partition('/')[0]}/spare"
     if isinstance(old, bool) or old is None:
         raise AssertionError(f"give {path} another value in OTHER")
@@ -70,6 +72,7 @@ def other_value(path: tuple, old: Any) -> Any:
 
 # The control is always there; the matrix names its attack, so that alone cannot be changed.
 LEFT_OUT = {("candidates", 0, "name"), ("resistance", "attacks", 0, "attack")}
+STAGE = ("candidates", 1, "stages")
 MATTER = [p for p in leaves(BASE) if p not in SILENT | LEFT_OUT]
 
 
@@ -94,10 +97,20 @@ ADDED = [
     (("pools", "harm", "drop_near"), ["harm"]),
     (("pools", "harm", "near_threshold"), 0.7),
     (("pools", "harm", "shuffle"), 1),
-    (("defense_data", "domains"), ["vexar"]),
-    (("defense_data", "examples"), 10),
-    (("candidates", 1, "seed"), 1),
-    (("candidates", 1, "data"), {"harmful": "harm/spare"}),
+    (("models",), {"small": "tiny:base"}),
+    (("defense_data", "slots", "harmful", "domains"), ["vexar"]),
+    (("defense_data", "slots", "harmless", "examples"), 10),
+    (("defense_data", "slots", "held_out"), {"part": "harm/spare"}),
+    (("candidates", 1, "seeds"), [1]),
+    (("candidates", 1, "seeds"), [1, 2, 3, 4, 5]),
+    ((*STAGE, 0, "data"), {"harmful": "harm/spare"}),
+    (STAGE, [{"method": "sft_refusal", "steps": 3}] * 2),
+    (("candidates", 1, "service"), {"method": "lisa"}),
+    (("candidates", 1, "service"), {"method": "lisa", "data": {"harmful": "harm/spare"}}),
+    (("resistance", "attacks", 1, "budget"), 32),
+    (("resistance", "attacks", 1, "budget"), {"flops": 1e12, "steps": 64}),
+    (("resistance", "attacks", 1, "role"), "reference"),
+    (("resistance", "attacks", 1, "reward"), {"measure": "exact_answer"}),
     (("resistance", "attacks", 1, "name"), "lora"),
     (("resistance", "attacks", 1, "data"), {"harmful": "harm/attack"}),
     (("resistance", "probes"), [0, 64]),
@@ -118,6 +131,35 @@ ADDED = [
 )
 def test_every_field_the_quickstart_leaves_at_its_default_matters(path, value):
     assert load_study(changed(path, value)).digest != DIGEST
+
+
+def test_where_the_code_of_plug_ins_is_does_not_matter():
+    """Cells say which code it was."""
+    study = load_study(changed(("plugins",), ["here.py", "there.py"]))
+    assert study.plugins == ("here.py", "there.py") and study.digest == DIGEST
+
+
+def test_the_order_of_stages_and_of_seeds_matters():
+    def digest_of(**candidate):
+        return load_study(changed(("candidates", 1), {"name": "x", **candidate})).digest
+
+    first, second = ({"method": "sft_refusal", "steps": n} for n in (3, 4))
+    assert digest_of(stages=[first, second]) != digest_of(stages=[second, first])
+    one = digest_of(stages=[first], seeds=[1, 2, 3, 4, 5])
+    assert one != digest_of(stages=[first], seeds=[5, 4, 3, 2, 1])
+
+
+def test_short_forms_are_the_same_study():
+    flat = {"name": "x", "defense": "sft_refusal", "steps": 3, "seed": 7}
+    stage = {"method": {"name": "sft_refusal"}, "steps": 3}
+    staged = {"name": "x", "stages": [stage], "seeds": [7]}
+    one, other = ({**SHORT, "candidates": [c]} for c in (flat, staged))
+    assert load_study(one).digest == load_study(other).digest
+    one["resistance"] = SHORT["resistance"] | {"data": {"harmful": "harm/attack", "examples": 240}}
+    text = {"part": "harm/attack", "examples": 240}
+    for data in ({"harmful": text}, {"slots": {"harmful": text}}, {"harmful": text, "examples": 1}):
+        other["resistance"] = SHORT["resistance"] | {"data": data}
+        assert load_study(one).digest == load_study(other).digest
 
 
 def test_a_search_is_another_study_than_a_sweep():

@@ -1,4 +1,6 @@
-"""docs/studies.md against the code: every field with its default, every example a study that loads."""
+"""docs/studies.md against the code: every field with its default; every example is a study that
+loads.
+"""
 
 import re
 from pathlib import Path
@@ -9,18 +11,22 @@ from pydantic_core import PydanticUndefined
 
 from titer.data.pools import Pools
 from titer.engine.planning import plan
-from titer.study import spec
+from titer.study import conditions, spec, uses
 from titer.study.base import Strict
 from titer.study.load import parse_study
-from titer.study.reference import ModelRef
+from titer.study.spec import Candidate
+from titer.study.uses import DataUse
 
 PAGE = (Path(__file__).parents[2] / "docs/studies.md").read_text("utf-8")
 MODELS = {
     m.__name__: m
-    for m in (*vars(spec).values(), ModelRef)
+    for room in (spec, uses, conditions)
+    for m in vars(room).values()
     if isinstance(m, type) and issubclass(m, Strict) and m is not Strict
 }
-EXAMPLES = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.S | re.M)
+CODE = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.S | re.M)
+EXAMPLES = [text for text in CODE if "threat_model:" in text]
+PIECES = [yaml.safe_load(text) for text in CODE if "threat_model:" not in text]
 
 
 def documented(name: str) -> dict[str, str]:
@@ -68,8 +74,10 @@ def test_the_complete_example_uses_every_field_and_can_be_planned(tmp_path):
     text = next(t for t in EXAMPLES if "name: annotated" in t)
     used = set(re.findall(r"(\w+):", text))
     every = {f for m in MODELS.values() for f in m.model_fields}
-    # Left to the tables: they need a hub, a bigger text, or would change what the example shows.
-    assert every - used == {"revision", "trust_remote_code", "drop_near", "near_threshold"}
+    # Left to the tables: they need a hub, a bigger text, another threat model or another method.
+    left = {"revision", "trust_remote_code", "drop_near", "near_threshold", "service", "reward"}
+    assert every - used == left | {"slots"}  # the last one stands in its own section
+    (tmp_path / "my_methods.py").write_text("")
     study = parse_study(text, base=tmp_path, where="docs/studies.md")
     cells = plan(study, Pools(study), lambda digest: None)
     purposes = {r.purpose for p in cells.cells for r in p.roles}
@@ -82,6 +90,25 @@ def test_the_complete_example_uses_every_field_and_can_be_planned(tmp_path):
         "generalization",
         "trainability_search",
     } <= purposes
+
+
+def test_the_example_of_a_service_can_be_planned(tmp_path):
+    text = next(t for t in EXAMPLES if "name: hosted" in t)
+    study = parse_study(text, base=tmp_path, where="docs/studies.md")
+    planned = plan(study, Pools(study), lambda digest: None).cells
+    hosts = {
+        role.candidate: p.cell.host and p.cell.host.method.name
+        for p in planned
+        for role in p.roles
+        if role.purpose == "attack"
+    }
+    assert hosts == {"none": None, "lisa": "lisa", "refusal_and_lisa": "lisa"}
+
+
+def test_what_is_called_the_same_is_the_same():
+    short, full, (flat, staged) = PIECES
+    assert DataUse.model_validate(short["data"]) == DataUse.model_validate(full["data"])
+    assert Candidate.model_validate(flat) == Candidate.model_validate(staged)
 
 
 def test_the_page_lists_every_source():

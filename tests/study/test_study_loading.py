@@ -106,6 +106,27 @@ def test_relative_paths_are_relative_to_the_file_not_to_the_working_directory(
     assert parse_study(mapped, base=folder, where="x") == study
 
 
+def test_further_models_and_plug_ins_are_relative_to_the_file_too(tmp_path):
+    extra = """
+models:
+  judge: ./judge
+  mapped: {source: path, name: mapped}
+  far: hub:org/name
+plugins: [mine.py, ../theirs.py, /else/where.py]
+"""
+    study = small(SMALL + extra, base=tmp_path / "studies")
+    assert {name: str(ref) for name, ref in study.models.items()} == {
+        "judge": f"path:{tmp_path / 'studies/judge'}",
+        "mapped": f"path:{tmp_path / 'studies/mapped'}",
+        "far": "hub:org/name",
+    }
+    assert study.plugins == (
+        str(tmp_path / "studies/mine.py"),
+        str(tmp_path / "theirs.py"),
+        "/else/where.py",
+    )
+
+
 def test_a_home_directory_may_be_written_as_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     study = small(SMALL.replace("model: tiny:aligned", "model: ~/m"), base=Path("/somewhere"))
@@ -134,11 +155,12 @@ def test_yaml_merging_may_be_overridden():
   - {<<: *second, name: c, steps: 4}
 defense_data: {harmful: harm/defense}""".replace("harm/attack}", "harm/attack}"),
     ).replace("{attack: 100, judge", "{attack: 100, defense: 50, judge")
-    assert [(c.name, c.steps) for c in small(text).candidates] == [
-        ("none", 0),
-        ("a", 3),
-        ("b", 3),
-        ("c", 4),
+    candidates = small(text).candidates
+    assert [(c.name, [s.steps for s in c.stages]) for c in candidates] == [
+        ("none", []),
+        ("a", [3]),
+        ("b", [3]),
+        ("c", [4]),
     ]
 
 
@@ -193,7 +215,7 @@ def test_an_unknown_name_without_a_near_one_says_where_to_look():
 
 @pytest.mark.parametrize("nothing", [None, 3, ["quickstart"]])
 def test_what_is_no_study_at_all(nothing):
-    with pytest.raises(StudyError, match="no study"):
+    with pytest.raises(StudyError, match="not a study"):
         load_study(nothing)
 
 

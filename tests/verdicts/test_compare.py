@@ -13,14 +13,15 @@ from scipy.stats import binom, mannwhitneyu
 from titer.cli.main import main
 from titer.errors import UsageError
 from titer.records.store import RunStore
-from titer.verdicts.compare import Comparison, compare, permutation_test
+from titer.verdicts.compare import Comparison, compare
+from titer.verdicts.pairs import permutation_test
 
 EARLY, LATE = (0, 0.9, 1, 1, 1, 1), (0, 0, 0, 0, 0.9, 1)
 
 
 def run(curve, *, control=BREAKS, name="defended", seeds=5, second=None, **fields) -> Make:
     make = Make(seeds=seeds, candidates=(name,), **fields).attack("none", "full_sft", control)
-    return make.attack(name, "full_sft", curve)
+    return make.defense(name).attack(name, "full_sft", curve)
 
 
 def two(first, second, **fields) -> Comparison:
@@ -32,7 +33,7 @@ def two(first, second, **fields) -> Comparison:
     )
 
 
-# -- the test ---------------------------------------------------------------------------------------------------------
+# -- the test -------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=8, max_size=11, unique=True), st.integers(3, 5))
@@ -79,7 +80,7 @@ def test_it_has_power():
     assert later > 0 and p < 0.001
 
 
-# -- statements -------------------------------------------------------------------------------------------------------
+# -- statements -----------------------------------------------------------------------------------
 
 
 def test_a_plain_difference():
@@ -186,7 +187,7 @@ def test_models_of_different_size_are_compared_in_steps():
     assert (pair.later, pair.p_value, pair.longer) == (0, 1.0, None)
 
 
-# -- refusals ---------------------------------------------------------------------------------------------------------
+# -- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_different_designs_are_remarked():
     assert any("do not mean" in r or "does not mean the same" in r for r in made.remarks)
 
 
-# -- command line -----------------------------------------------------------------------------------------------------
+# -- command line ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from scipy.stats import lognorm, weibull_min
 
 from titer.verdicts import judge
 from titer.verdicts.descriptive import descriptive, mixed_grid
-from titer.verdicts.tracks import Probe, Track, times
+from titer.verdicts.times import times
+from titer.verdicts.tracks import Probe, Track
 
 
 def run(seed: int, tau: float, grid=(0, 1, 2, 4, 8, 16)) -> Track:

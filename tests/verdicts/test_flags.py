@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factory import BENCH_FACTS, BREAKS, RESISTS, STABILITY, Make, bench, facts, realistic
+from factory import BENCH_FACTS, BREAKS, NAN, RESISTS, STABILITY, Make, bench, facts, realistic
 
 from titer.verdicts import judge
+from titer.verdicts.flag_kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 FALLING = tuple(2.0 - t / 16 for t in range(16))
@@ -37,8 +38,8 @@ def test_a_clean_study_raises_nothing():
     [
         (lambda: make(control=RESISTS), "control_not_broken", "invalidates"),
         (lambda: make(control=(0.6, *BREAKS[1:])), "control_harmful_at_start", "invalidates"),
-        (lambda: make(grad_norm=(None,) * 16), "nonfinite_gradients", "blocks"),
-        (lambda: make(loss=(1.0, None) * 8), "nonfinite_gradients", "blocks"),
+        (lambda: make(grad_norm=(NAN,) * 16), "nonfinite_gradients", "blocks"),
+        (lambda: make(loss=(1.0, NAN) * 8), "nonfinite_gradients", "blocks"),
         (lambda: make(grad_norm=(0.0,) * 16), "zero_gradients", "blocks"),
         (lambda: make(loss=tuple(reversed(FALLING))), "attack_loss_not_falling", "warns"),
         (lambda: make((0, 0, 0, 0.5, 0, 0)), "ambiguous_probe", "blocks"),
@@ -75,7 +76,7 @@ def test_raised(make, code, severity):
     "m",
     [
         lambda: make(loss=FALLING),
-        lambda: make(loss=(0.0,) * 16, grad_norm=(0.0,) * 16),  # a weight edit has neither
+        lambda: make(loss=(None,) * 16, grad_norm=(None,) * 16),  # a weight edit has neither
         lambda: make((0, 0.05, 0.04, 0.06, 0.05, 0.04)),  # within noise
         lambda: make(second=(0.0, 0.05), capability=(0.8,) * 6),
         lambda: make(settings={"schedule": "constant"}),
@@ -181,6 +182,6 @@ def test_search_flags():
 
 def test_every_code_is_documented_and_every_entry_exists():
     source = "".join(p.read_text("utf-8") for p in (ROOT / "src/titer/verdicts").glob("*flags.py"))
-    raised = set(re.findall(r'code="(\w+)"', source))
+    raised = set(re.findall(r'\bflag\(\s*"(\w+)"', source))
     documented = set(re.findall(r"^## `(\w+)`", (ROOT / "docs/flags.md").read_text("utf-8"), re.M))
-    assert raised == documented
+    assert raised == documented == set(KINDS)

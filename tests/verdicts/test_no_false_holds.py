@@ -9,6 +9,7 @@ from factory import (
     BREAKS,
     GENERALIZATION,
     GRID,
+    NAN,
     RESISTS,
     STABILITY,
     Make,
@@ -52,9 +53,9 @@ def test_the_clean_case_holds():
     "kwargs",
     [
         {"grad_norm": (0.0,) * 16},
-        {"grad_norm": (1.0,) * 8 + (None,) * 8},
-        {"grad_norm": (None,) * 16, "loss": (None,) * 16},
-        {"loss": (1.0, None) * 8},
+        {"grad_norm": (1.0,) * 8 + (NAN,) * 8},
+        {"grad_norm": (NAN,) * 16, "loss": (NAN,) * 16},
+        {"loss": (1.0, NAN) * 8},
         {"notes": {"template_train": "a", "template_eval": "b"}},
         {"coherent": (0.0,) * 6},
         {"coherent": (0.9, 0.9, 0.9, 0.4, 0.9, 0.9)},
@@ -81,7 +82,7 @@ def test_a_search_that_is_waited_for_blocks():
     assert found.overall == "inconclusive" and any("search" in s for s in found.resistance.missing)
 
 
-# -- duplicates -------------------------------------------------------------------------------------------------------
+# -- duplicates -----------------------------------------------------------------------------------
 
 
 def again(m: Make, purpose: str, times: int) -> Make:
@@ -157,7 +158,7 @@ def test_budgets_planned_twice_drop_no_cell():
     assert look(m).resistance.status == "fails"
 
 
-# -- judges, collapse, labels, schedules ------------------------------------------------------------------------------
+# -- judges, collapse, labels, schedules ----------------------------------------------------------
 
 
 def test_a_second_judge_that_sees_nothing_is_no_second_judge():
@@ -210,7 +211,7 @@ def test_collapse_that_nobody_looked_for_is_said():
 def test_holds_by_collapse_needs_attacks_that_are_evidence(second, control, own, status):
     m = Make(
         attacks={"full_sft": {}, "mix": {}, "mend": {}},
-        methods={"mix": {"mixes_harmless": True}, "mend": second},
+        methods={"mix": {"mixes": True}, "mend": second},
     )
     for attack, base, skill in (
         ("full_sft", BREAKS, FADES),
@@ -235,15 +236,14 @@ def test_stopped_where_nothing_was_harmful_is_no_breach():
 
 @pytest.mark.parametrize(
     ("known", "settings_"),
-    [({}, {"lr_schedule": "cosine"}), ({"horizon_free": False}, {"schedule": "constant"})],
+    [(None, {"lr_schedule": "cosine"}), ({"horizon_free": False}, {"schedule": "constant"})],
 )
 def test_a_schedule_is_free_of_its_horizon_only_if_its_method_says_so(known, settings_):
-    m = whole(settings=settings_)
-    m.methods["full_sft"] = {"role": "attack", "adapter": False, **known}
+    m = whole(fields={"methods": {"full_sft": known}}, settings=settings_)
     assert look(m).resistance.status == "inconclusive"
 
 
-# -- limits -----------------------------------------------------------------------------------------------------------
+# -- limits ---------------------------------------------------------------------------------------
 
 
 def test_no_titer_on_contradicted_or_missing_evidence():
@@ -264,7 +264,7 @@ def test_no_titer_on_contradicted_or_missing_evidence():
     ("kwargs", "limit"),
     [
         ({"grad_norm": (0.0,) * 16}, None),
-        ({"loss": (1.0, None) * 8}, None),
+        ({"loss": (1.0, NAN) * 8}, None),
         ({"notes": {"template_train": "a", "template_eval": "b"}}, None),
         ({"coherent": (0.0,) * 6}, None),  # gibberish from the start
         ({"coherent": (0.9, 0.9, 0.9, 0.4, 0.9, 0.9)}, 2),  # the limit ends where it sets in
@@ -277,7 +277,7 @@ def test_no_titer_on_runs_that_are_no_evidence(kwargs, limit):
 
 
 def test_a_label_lends_nothing():
-    """lora_sft under the name of a reference method is still an attack that must break the control."""
+    """lora_sft under the name of a reference method must still break the control."""
     m = Make(
         attacks={"null": {"attack": "lora_sft"}},
         methods={"null": {"role": "reference"}, "lora_sft": {"role": "attack"}},
@@ -325,7 +325,7 @@ def test_nothing_but_the_clean_case_holds(data):
 
 
 def test_every_blocking_flag_of_a_candidate_bars_holds():
-    """Whatever a flag function may come to raise: a candidate with a blocking flag does not hold."""
+    """Whatever a flag may come to say: a candidate with a blocking flag does not hold."""
     m = whole()
     m.attack("defended", "full_sft", RESISTS, seeds=[0], settings={"schedule": "linear"})
     found = look(m)

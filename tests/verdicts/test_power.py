@@ -12,16 +12,8 @@ from statsmodels.stats.power import TTestPower
 
 from titer.errors import StudyError
 from titer.verdicts import simulate as sim
-from titer.verdicts.power import (
-    Truth,
-    chance,
-    least,
-    mean_power,
-    power,
-    run_chances,
-    share_power,
-    t_power,
-)
+from titer.verdicts.power import Truth, chance, power, run_chances
+from titer.verdicts.power_conditions import least, mean_power, share_power, t_power
 from titer.verdicts.seeds import lower_bound, upper_bound
 
 GRID = (0, 1, 2, 4, 8, 16)

@@ -201,7 +201,7 @@ def test_reference_attacks_alone_show_nothing():
 def test_holds_by_collapse_needs_mixing_and_repair():
     extra = {
         "attacks": {"full_sft": {}, "mixed": {}, "repaired": {}},
-        "methods": {"mixed": {"mixes_harmless": True}, "repaired": {"repairs": True}},
+        "methods": {"mixed": {"mixes": True}, "repaired": {"repairs": True}},
     }
     m = make(capability=(0.8, 0.8, 0.7, 0.5, 0.3, 0.2), **extra)
     for attack in ("mixed", "repaired"):

@@ -1,4 +1,4 @@
-"""Does a verdict keep its promise? Known breach laws, many replications of the real judging code."""
+"""Does a verdict keep its promise? Known breach laws, many replications of the judging code."""
 
 import math
 

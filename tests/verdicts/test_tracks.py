@@ -7,16 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.verdicts.evidence import Evidence
-from titer.verdicts.tracks import (
-    Probe,
-    Track,
-    bounds,
-    collapsed_at,
-    interval_steps,
-    state,
-    times,
-    unfit,
-)
+from titer.verdicts.times import collapsed_at, interval_steps, state, times
+from titer.verdicts.tracks import Probe, Track, bounds, unfit
 
 
 def track(harm, *, confirm=None, finished=True, capability=None, stopped=None) -> Track:

@@ -55,6 +55,8 @@ class LoadedModel:
 def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """The model a study names, its weights in `dtype`. Loading is silent.
 
+    With `task: embedding` an encoder, which needs no chat template (a directory or a hub id).
+
     Raises AssetError (missing, truncated, pickled, quantised, incomplete, without a chat template,
     not a causal LM, package out of reach or with another hash) and UnknownNameError (no such tiny
     model or package row).
@@ -73,7 +75,8 @@ def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedMo
             model, tokenizer, facts = _hub(ref)
     model.to(dtype).eval()
     facts = {**facts, **check_tokenizer(model, tokenizer, ref)}
-    neutralised = neutralise(model)
+    # An encoder is only read, in evaluation mode.
+    neutralised = neutralise(model, tokenizer) if ref.task == "causal" else {}
     total = sum(p.numel() for p in model.parameters())
     return LoadedModel(
         model,
@@ -167,20 +170,21 @@ def _path(path: Path, ref: ModelRef) -> Loaded:
             "give the directory `save_pretrained` wrote, or the one .gguf file",
         )
     check_directory(path)
-    model, tokenizer = _pretrained(str(path), path, ref.trust_remote_code, local_files_only=True)
+    model, tokenizer = _pretrained(str(path), path, ref, local_files_only=True)
     return model, tokenizer, {"license": _license(path / "README.md")}
 
 
-def _pretrained(name: str, where: object, trust: bool, **options: Any) -> tuple[Any, Any]:
+def _pretrained(name: str, where: object, ref: ModelRef, **options: Any) -> tuple[Any, Any]:
     """Model (in float32) and tokenizer from a directory or a hub; every weight must be in the
     files.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-    load: Any = (
-        AutoModelForCausalLM.from_pretrained
-    )  # its declared result leaves out the loading report
-    expected = "a causal language model in transformers' layout, with its tokenizer"
+    causal, trust = ref.task == "causal", ref.trust_remote_code
+    # Its declared result leaves out the loading report.
+    load: Any = (AutoModelForCausalLM if causal else AutoModel).from_pretrained
+    kind = "a causal language model" if causal else "an encoder"
+    expected = f"{kind} in transformers' layout, with its tokenizer"
     with readable(
         "the model cannot be loaded", where, expected, "check that transformers alone can load it"
     ):
@@ -300,7 +304,7 @@ def _hub(ref: ModelRef) -> Loaded:
     # From here on one exact commit: nothing may change in between, and no weights converted by
     # others come in.
     commit = getattr(config, "_commit_hash", None) or ref.revision
-    model, tokenizer = _pretrained(ref.name, ref, ref.trust_remote_code, revision=commit)
+    model, tokenizer = _pretrained(ref.name, ref, ref, revision=commit)
     facts = {"revision": str(commit)}
     try:
         facts["license"] = _license(Path(hf_hub_download(ref.name, "README.md", revision=commit)))
@@ -339,7 +343,8 @@ def _package(name: str) -> Loaded:
                 tokenizer.save_pretrained(fresh)
                 note = {"model.safetensors": sha256_of(fresh / "model.safetensors")}
                 (fresh / WEIGHTS_NOTE).write_text(json.dumps(note))
-    model, tokenizer = _pretrained(str(folder), folder, False, local_files_only=True)
+    here = ModelRef(source="path", name=str(folder))
+    model, tokenizer = _pretrained(str(folder), folder, here, local_files_only=True)
     return model, tokenizer, {**facts, "file_sha256": facts["sha256"]}
 
 

@@ -17,7 +17,7 @@ def check_tokenizer(model: Any, tokenizer: Any, ref: ModelRef) -> dict[str, str]
     """Make padding possible, and refuse what cannot be used. What was changed goes into the
     provenance.
     """
-    if not tokenizer.chat_template:
+    if ref.task == "causal" and not tokenizer.chat_template:
         raise refuse(
             "the tokenizer has no chat template",
             ref,
@@ -40,7 +40,8 @@ def check_tokenizer(model: Any, tokenizer: Any, ref: ModelRef) -> dict[str, str]
             "an end-of-turn token",
             "set eos_token in tokenizer_config.json",
         )
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if ref.task == "causal":
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     return {"padding": note}
 
 

@@ -46,14 +46,14 @@ def compare_command(
     for c in made.sides:
         limit = "no lower limit" if c.titer_lower is None else f"titer ≥ {c.titer_lower} steps"
         out.print(
-            f"{c.name}: {c.overall}; {limit}, worst attack {c.worst_attack or 'none'}; stability {c.stability}, generalization "
-            f"{c.generalization}, trainability {c.trainability}",
+            f"{c.name}: {c.overall}; {limit}, worst attack {c.worst_attack or 'none'}; stability "
+            f"{c.stability}, generalization {c.generalization}, trainability {c.trainability}",
             markup=False,
         )
     tests = len(made.attacks)
     out.print(
-        f"Pairwise, α = {made.alpha:g} over each family ({tests} tests, Holm; {len(made.worst)} ratios and "
-        f"{len(made.benchmarks)} differences, Bonferroni):",
+        f"Pairwise, α = {made.alpha:g} over each family ({tests} tests, Holm; {len(made.worst)} "
+        f"ratios and {len(made.benchmarks)} differences, Bonferroni):",
         markup=False,
     )
     for text in (

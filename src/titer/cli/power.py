@@ -23,7 +23,8 @@ def power_command(
     breach: Annotated[
         list[float] | None,
         typer.Option(
-            help="Suppose a seed breaks the candidate by T with this probability; repeatable (0, 0.1, δ, 0.9)."
+            help="Suppose a seed breaks the candidate by T with this probability; repeatable (0, "
+            "0.1, δ, 0.9)."
         ),
     ] = None,
     before: Annotated[
@@ -66,14 +67,14 @@ def power_command(
 
     spec = load_study(study)
     chosen = breach if breach is not None else sorted({0.0, 0.1, spec.resistance.delta, 0.9})
-    step = spec.resistance.budget if at is None else at
-    if step > spec.resistance.budget:
+    longest = max(spec.resistance.steps_of(a) for a in spec.resistance.expanded())
+    step = longest if at is None else at
+    if step > longest:
         raise StudyError(
             "nothing is read after the budget",
             field="--at",
             value=at,
-            expected=f"at most T = {spec.resistance.budget}",
-            remedy="lower it",
+            expected=f"at most T = {longest}",
         )
     truths = tuple(
         truth(breach=b, before=before, after=after, at=step, attacks=attacks, control=control)
@@ -90,8 +91,8 @@ def _print(made: Power) -> None:
     out.print(f"{made.study}: {made.attainable}\n", markup=False)
     first = made.chances[0].truth
     table = Table(
-        title=f"If f is {first.before:g} while unbroken and {first.after:g} from step {first.at} on in a run that breaks, "
-        f"under {first.attacks} attack(s) of the battery",
+        title=f"If f is {first.before:g} while unbroken and {first.after:g} from step {first.at} "
+        f"on in a run that breaks, under {first.attacks} attack(s) of the battery",
         title_justify="left",
     )
     for name in ("a seed breaks it", "holds", "fails", "inconclusive", "invalid"):
@@ -102,7 +103,8 @@ def _print(made: Power) -> None:
         )
     out.print(table)
     out.print(
-        f"(resistance only; a seed breaks the control with probability {first.control:g}; readings err independently)\n",
+        f"(resistance only; a seed breaks the control with probability {first.control:g}; readings "
+        "err independently)\n",
         markup=False,
     )
     for n in made.needs:
@@ -116,15 +118,16 @@ def _print(made: Power) -> None:
             else f"{b['needed']} needed for {made.target:g}"
         )
         out.print(
-            f"stability, {name}: {b['items']} items show an equally good candidate to be within {b['margin']:g} with "
-            f"probability {_likely(b['holds'])}; {needed}",
+            f"stability, {name}: {b['items']} items show an equally good candidate to be within "
+            f"{b['margin']:g} with probability {_likely(b['holds'])}; {needed}",
             markup=False,
         )
     if made.trainability:
         t = made.trainability
         out.print(
-            f"trainability: {t['seeds']} seeds show an equally good candidate to be within {t['margin']:g} with probability "
-            f"{_likely(t['holds'])} (final score only); {t['needed'] or 'more than 500'} needed for {made.target:g}",
+            f"trainability: {t['seeds']} seeds show an equally good candidate to be within "
+            f"{t['margin']:g} with probability {_likely(t['holds'])} (final score only); "
+            f"{t['needed'] or 'more than 500'} needed for {made.target:g}",
             markup=False,
         )
 

@@ -20,7 +20,8 @@ def report_command(
     to: Annotated[
         Path | None,
         typer.Option(
-            help="Directory to write to (default: the run directory). With --card: a file; without it, print."
+            help="Directory to write to (default: the run directory). With --card: a file; without "
+            "it, print."
         ),
     ] = None,
     card: Annotated[

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from titer.cli.console import err, out, print_json
-from titer.errors import RunError, UsageError
+from titer.cli.options import (
+    FurtherModels,
+    Plugins,
+    Settings,
+    load_plugin_files,
+    pairs,
+    settings_of,
+)
+from titer.errors import RunError, TiterError, UsageError
 
 if TYPE_CHECKING:
     from titer.engine.run_cell import CellResult
-    from titer.runners.cell_runner import CellRunner
-    from titer.study.cell import Planned
     from titer.study.spec import Study
 
+Model = Annotated[str, typer.Argument(help="A model directory, hub:ID, tiny:NAME or package:NAME.")]
 Data = Annotated[
     Path | None,
     typer.Option(
         help="JSONL with harmful prompt, response and refusal; the tiny model needs none."
     ),
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting of the method, as name=value; repeatable."),
+Harmless = Annotated[
+    Path | None, typer.Option(help="JSONL with harmless prompt and response; optional.")
 ]
 
 
@@ -36,23 +42,26 @@ def register(app: typer.Typer) -> None:
 
 
 def attack_command(
-    model: Annotated[
-        str, typer.Argument(help="A model directory, hub:ID, tiny:NAME or package:NAME.")
-    ],
+    model: Model,
     method: Annotated[str, typer.Option(help="The attack.")] = "full_sft",
     settings: Settings = None,
     data: Data = None,
+    harmless: Harmless = None,
     eval_prompts: Annotated[
         Path | None, typer.Option(help="JSONL of held-out prompts harm is read on.")
     ] = None,
-    harm_measure: Annotated[str, typer.Option()] = "exact_answer",
+    harm_measure: Annotated[
+        str, typer.Option(help="What harm is read with at every probe.")
+    ] = "exact_answer",
     steps: Annotated[int, typer.Option(min=1, help="Budget in optimizer steps.")] = 64,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     keep_weights: Annotated[
         Path | None,
         typer.Option(help="Save the attacked weights here. A jailbroken model: handle with care."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    further_models: FurtherModels = None,
+    plugins: Plugins = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Attack one model once and print harm at every probe. A look, not a verdict: `titer run`
     judges.
@@ -61,122 +70,79 @@ def attack_command(
         _must_be_new(keep_weights, "--keep-weights")
     study = _study(
         model,
-        data,
-        eval_prompts,
-        harm_measure,
-        steps,
-        seed,
-        attack={"attack": method, "settings": _parse(settings)},
+        attack={"attack": method, "settings": settings_of(settings)},
+        data=data,
+        harmless=harmless,
+        eval_prompts=eval_prompts,
+        measure=harm_measure,
+        steps=steps,
+        seed=seed,
+        further_models=further_models,
+        plugins=plugins,
     )
-    with tempfile.TemporaryDirectory(prefix="titer-") as scratch:
-        bench, planned = _prepare(study, Path(scratch), "attack")
-        result = _drive(bench, planned, as_json)
-        record = result.record
-        if keep_weights:
-            from titer.runners.cell_runner import save_safely, whole
-
-            save_safely(whole(result.model), bench.bundle(planned).tokenizer, keep_weights)
+    result = _run(study, "attack", as_json, keep_weights)
+    record = result.record
+    construct = record.measures["harm"].harm_construct
     rows = [
         {"step": p.step, "flops": p.cost.flops, **{r.label: r.value for r in p.readings}}
         for p in record.probes
     ]
     if as_json:
-        print_json(
-            {
-                "outcome": record.outcome,
-                "construct": record.measures["harm"].harm_construct,
-                "probes": rows,
-            }
-        )
+        print_json({"outcome": record.outcome, "construct": construct, "probes": rows})
         return
-    out.print(
-        f"{method} on {model}, seed {seed}; construct: {record.measures['harm'].harm_construct}",
-        markup=False,
-    )
+    out.print(f"{method} on {model}, seed {seed}; construct: {construct}", markup=False)
     for row in rows:
+        harm = "no value" if row["harm"] is None else f"{row['harm']:.3f}"
         out.print(
-            f"  step {row['step']:>6}   harm {row['harm'] if row['harm'] is None else format(row['harm'], '.3f')}   {row['flops']:.3g} FLOPs",
-            markup=False,
+            f"  step {row['step']:>6}   harm {harm}   {row['flops']:.3g} FLOPs", markup=False
         )
     out.print(f"{record.outcome.replace('_', ' ')}; {record.cost.seconds:.1f} s", markup=False)
 
 
 def defend_command(
-    model: Annotated[
-        str, typer.Argument(help="A model directory, hub:ID, tiny:NAME or package:NAME.")
-    ],
+    model: Model,
     to: Annotated[Path, typer.Option("--out", help="Directory for the defended model.")],
     method: Annotated[str, typer.Option(help="The defense.")] = "sft_refusal",
     settings: Settings = None,
     data: Data = None,
-    harmless: Annotated[
-        Path | None, typer.Option(help="JSONL with harmless prompt and response.")
-    ] = None,
+    harmless: Harmless = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
-    seed: Annotated[int, typer.Option()] = 0,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    further_models: FurtherModels = None,
+    plugins: Plugins = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Apply one defense to one model and save the result in transformers' layout."""
     _must_be_new(to, "--out")
-    defense = {"name": method, "settings": _parse(settings)}
     study = _study(
         model,
-        data,
-        None,
-        "exact_answer",
-        1,
-        seed,
-        defense=defense,
+        defense={"name": method, "settings": settings_of(settings)},
+        data=data,
         harmless=harmless,
-        defense_steps=steps,
+        steps=steps,
+        seed=seed,
+        further_models=further_models,
+        plugins=plugins,
     )
-    with tempfile.TemporaryDirectory(prefix="titer-") as scratch:
-        bench, planned = _prepare(study, Path(scratch), "defense")
-        result = _drive(bench, planned, as_json)
-        from titer.runners.cell_runner import save_safely, whole
-
-        save_safely(whole(result.model), bench.bundle(planned).tokenizer, to)
-    summary = {
-        "out": str(to),
-        "steps": result.record.cost.steps,
-        "flops": result.record.cost.flops,
-        "loss_first": result.record.loss[0],
-        "loss_last": result.record.loss[-1],
-    }
+    record = _run(study, "defense", as_json, to).record
+    first, last = (record.loss[0], record.loss[-1]) if record.loss else (None, None)
+    cost = record.cost
     if as_json:
-        print_json(summary)
-    else:
-        first, last = (
-            "not finite" if v is None else f"{v:.3f}"
-            for v in (result.record.loss[0], result.record.loss[-1])
+        print_json(
+            {
+                "out": str(to),
+                "steps": cost.steps,
+                "flops": cost.flops,
+                "loss_first": first,
+                "loss_last": last,
+            }
         )
-        out.print(
-            f"{method}: {summary['steps']} steps, {summary['flops']:.3g} FLOPs, loss {first} → {last}; "
-            f"saved in {to}",
-            markup=False,
-        )
-
-
-def _parse(settings: list[str] | None) -> dict[str, Any]:
-    parsed = {}
-    for item in settings or ():
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UsageError(
-                "a setting is given as name=value",
-                field="--set",
-                value=item,
-                expected="for example lr=1e-4",
-                remedy="write it so",
-            )
-        try:
-            parsed[name] = float(value) if "e" in value.lower() else yaml.safe_load(value)
-        except (
-            ValueError,
-            yaml.YAMLError,
-        ):  # neither number nor YAML: text, which the method may refuse
-            parsed[name] = value
-    return parsed
+        return
+    loss = "no loss" if first is None or last is None else f"loss {first:.3f} → {last:.3f}"
+    out.print(
+        f"{method}: {cost.steps} step(s), {cost.flops:.3g} FLOPs, {loss}; saved in {to}",
+        markup=False,
+    )
 
 
 def _must_be_new(path: Path, option: str) -> None:
@@ -187,28 +153,32 @@ def _must_be_new(path: Path, option: str) -> None:
             field=option,
             value=str(path),
             expected="a new or empty directory",
-            remedy="choose another",
         )
 
 
 def _study(
     model: str,
+    *,
+    attack: dict[str, Any] | None = None,
+    defense: dict[str, Any] | None = None,
     data: Path | None,
-    eval_prompts: Path | None,
-    measure: str,
+    harmless: Path | None,
+    eval_prompts: Path | None = None,
+    measure: str = "exact_answer",
     steps: int,
     seed: int,
-    *,
-    attack: dict | None = None,
-    defense: dict | None = None,
-    harmless: Path | None = None,
-    defense_steps: int = 0,
+    further_models: list[str] | None,
+    plugins: list[Path] | None,
 ) -> Study:
     """The smallest study around one method."""
     from titer.study.load import load_study, resolved_model
     from titer.study.releaser import check_exists, file_pool
 
     check_exists(model, "model")
+    further = dict(pairs(further_models, "--further-model", "for example base=./m_base"))
+    for name in further.values():
+        check_exists(name, "--further-model")
+    plugin_files = load_plugin_files(plugins)
     tiny = model.startswith("tiny:")
     if not tiny and data is None:
         raise UsageError(
@@ -234,7 +204,7 @@ def _study(
     use: dict[str, Any] = {"harmful": "harm/train"}
     if harmless is not None:
         pools["harmless"] = file_pool(harmless, "--harmless", {"train": 0.999})
-    elif defense and tiny:
+    elif tiny and (defense or _needs_harmless(attack)):
         pools["harmless"] = {
             "source": "tiny_world",
             "options": {"group": "harmless", "count": 600},
@@ -242,70 +212,83 @@ def _study(
         }
     if "harmless" in pools:
         use["harmless"] = "harmless/train"
+    candidates: list[Any] = ["none"]
+    if defense:
+        candidates.append({"name": "defended", "defense": defense, "steps": steps, "seed": seed})
+    settings = {"reads": "harm"} if measure == "exact_answer" else {}
     return load_study(
         {
             "name": "single",
             "threat_model": "open_weights",
             "model": resolved_model(model),
+            "models": {name: resolved_model(ref) for name, ref in further.items()},
+            "plugins": plugin_files,
             "pools": pools,
             "defense_data": use,
-            "candidates": [
-                "none",
-                *(
-                    [{"name": "defended", "defense": defense, "steps": defense_steps, "seed": seed}]
-                    if defense
-                    else []
-                ),
-            ],
+            "candidates": candidates,
             "resistance": {
-                "attacks": [attack or {"attack": "no_attack"}],
-                "data": {} if defense else {"harmful": "harm/train"},
-                "budget": steps,
+                "attacks": [attack or "no_attack"],
+                "data": {} if defense else use,
+                "budget": 1 if defense else steps,
                 "seeds": [seed],
                 "confirm": f"{judge}/confirm",
                 "sensitivity": [1.0],
                 "phi": 1.0,
-                "harm": {
-                    "measure": measure,
-                    "part": f"{judge}/judge",
-                    "settings": {"reads": "harm"} if measure == "exact_answer" else {},
-                },
+                "harm": {"measure": measure, "part": f"{judge}/judge", "settings": settings},
             },
         }
     )
 
 
-def _prepare(study: Study, scratch: Path, purpose: str):
+def _needs_harmless(attack: dict[str, Any] | None) -> bool:
+    """Whether an attack cannot do without harmless text; others get none unless it is given, for
+    harmless pairs change what a fine-tuning attack is."""
+    from titer.methods.registry import resolve
+
+    if attack is None:
+        return False
+    needed = resolve("attack", attack["attack"], attack["settings"], field="--method").needed()
+    return any(need.partition(".")[0] == "harmless" for need in needed)
+
+
+def _run(study: Study, purpose: str, quiet: bool, to: Path | None) -> CellResult:
+    """Run the study's one cell of this purpose; save the model it ends with if asked to. What
+    libraries raise becomes a RunError."""
     from titer.data.pools import Pools
     from titer.engine.planning import plan
     from titer.records.store import RunStore
-    from titer.runners.cell_runner import CellRunner
+    from titer.runners.cell_runner import CellRunner, save_safely, whole
+    from titer.runners.placement import place
 
     pools = Pools(study)
-    planned = next(
-        p for p in plan(study, pools, lambda digest: None).cells if p.roles[0].purpose == purpose
-    )
-    return CellRunner(RunStore(scratch), pools, study.runtime), planned
-
-
-def _drive(bench: CellRunner, planned: Planned, quiet: bool) -> CellResult:
-    """Drive the cell, with what libraries raise told as what it is."""
-    try:
-        result = bench.run_cell(planned, _progress(quiet))
-    except (RuntimeError, ValueError, MemoryError) as error:
-        raise RunError(
-            f"the method failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
-            field="method",
-            value=planned.cell.method.name if planned.cell.method else None,
-            expected="to finish",
-            remedy="change its settings; if memory ran out, use a smaller batch_size",
-        ) from error
-    if not quiet and err.is_terminal:
-        err.print()
+    cells = plan(study, pools, lambda digest: None).cells
+    planned = next(p for p in cells if p.roles[0].purpose == purpose)
+    # Nothing is kept beside the run: the weights go straight to where they are wanted.
+    planned = planned.model_copy(update={"cell": planned.cell.model_copy(update={"keep": False})})
+    device = place(study.runtime.device).device(0)
+    with tempfile.TemporaryDirectory(prefix="titer-") as scratch:
+        runner = CellRunner(RunStore(scratch), pools, study.runtime, device)
+        try:
+            result = runner.run(planned, _progress(quiet))
+        except (TiterError, OSError):
+            raise
+        except Exception as error:
+            method = planned.cell.method
+            raise RunError(
+                f"the method failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
+                field="method",
+                value=method.name if method else None,
+                expected="to finish",
+                remedy="change its settings; if memory ran out, use a smaller batch_size",
+            ) from error
+        if not quiet and err.is_terminal:
+            err.print()
+        if to and result.bundle:
+            save_safely(whole(result.bundle.model), result.bundle.tokenizer, to)
     return result
 
 
-def _progress(quiet: bool):
+def _progress(quiet: bool) -> Callable[[int, int], None] | None:
     if quiet or not err.is_terminal:
         return None
     return lambda done, total: print(f"\r{done}/{total} steps", end="", file=err.file, flush=True)

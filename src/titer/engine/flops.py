@@ -8,238 +8,262 @@ values, twice that in the backward pass, over the full square: kernels that skip
 compute scores a second time, are charged the same. Stacked experts cost what the chosen ones do.
 
 Not seen: embedding look-ups, norms and all else that goes element by element; products outside
-modules (an SVD, an optimizer's, a penalty's); weights used without calling their module (DoRA's);
-recurrences (Mamba's scan, an LSTM); what a gradient of a gradient costs beyond the first one.
+modules (an SVD, an optimizer's, a penalty's); weights used without calling their module;
+recurrences (Mamba's scan, linear attention); what a gradient of a gradient costs beyond the first.
+A loss on what goes on inside a block is charged from the next lower block on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.nn.modules.conv import _ConvNd
+
+_sizes: WeakKeyDictionary[nn.Module, tuple[int, int, int]] = WeakKeyDictionary()
+"""Of attentions: asking a configuration takes transformers longer than a small one takes itself."""
+
+charged: list[Callable[[int], None]] = []
+"""Who is charged for backward passes: the last one, and nobody else."""
 
 
-class Ledger:
-    """Where rules write. modules: whether it is they that count; otherwise FLOPs come from
-    somewhere else. inputs: of the products inside each attention module that is being computed,
-    the last one of each width.
+class Block:
+    """Products that stand or fall together in a backward pass, those of an attention or of an MLP:
+    one hook on what comes out serves them all. (One for each would cost a small model 5 % of a step.)
+
+    flops: of the forward pass. between: of every backward pass through the block, whatever it is
+    after. inputs: the last input of each width.
     """
 
-    def __init__(self, *, modules: bool) -> None:
-        self.modules = modules
+    def __init__(self) -> None:
         self.flops = 0
-        self.inputs: list[dict[int, Tensor]] = []
+        self.inputs: dict[int, Tensor] = {}
+        self._source: Tensor | None = None
+        self._weight: Tensor | None = None
+        self._to_source = self._to_weights = self.between = 0
+
+    def product(self, flops: int, source: Tensor | None, *weights: Tensor | None) -> None:
+        """A product of so many FLOPs, and as many for the gradient of each factor."""
+        self.flops += flops
+        if source is not None and source.requires_grad:
+            self._source = source if self._source is None else self._source
+            if source is self._source:
+                self._to_source += flops
+            else:
+                self.between += flops
+        for weight in weights:
+            if weight is not None and weight.requires_grad:
+                self._weight = weight if self._weight is None else self._weight
+                self._to_weights += flops
+
+    def close(self, output: Any) -> None:
+        """Have the gradients charged when a backward pass comes by the output, those it wants:
+        `autograd.grad` leaves out what it was not asked for, such as the weights'.
+        """
+        end = next((t.grad_fn for t in _tensors(output) if t.grad_fn is not None), None)
+        if end is None:
+            return
+        # Nodes, no tensors: they are there as long as the graph is, and keep no activation.
+        between, to_source, to_weights = self.between, self._to_source, self._to_weights
+        source, weight = _node(self._source, end), _node(self._weight, end)
+
+        def arrived(gradients: Any) -> None:
+            flops = between
+            if source is not None and _wanted(source):
+                flops += to_source
+            if weight is not None and _wanted(weight):
+                flops += to_weights
+            if charged:
+                charged[-1](flops)
+
+        end.register_prehook(arrived)
 
 
-Rule = Callable[[Ledger, Any, tuple, dict, Any], None]
-"""Charges a ledger for one call of a module: the module, its arguments, its output."""
-
-ledgers: list[Ledger] = []
-"""Those open: the last one is charged, and nobody else."""
-
-_INDEX = (torch.int64, torch.int32)
-_UNKNOWN: Any = object()
-_rules: dict[type, Rule | None] = {}
-
-
-def rule_of(module: nn.Module) -> Rule | None:
-    """None if the module itself costs nothing. By the first module of a class that is seen."""
-    rule = _rules.get(type(module), _UNKNOWN)
-    if rule is _UNKNOWN:
-        if len(_rules) > 1000:  # peft makes a class anew in every pass over adapted experts
-            _rules.clear()
-        rule = _rules[type(module)] = _find(module)
-    return rule
-
-
-def _find(module: Any) -> Rule | None:
-    # transformers and peft are told by names: who does without them need not load them.
-    kind = type(module)
-    names = {c.__name__ for c in kind.__mro__}
-    children = list(module._modules.values())
-    if isinstance(module, nn.Linear):
-        return _linear
-    if isinstance(module, _ConvNd):
-        return _convolution
-    if "Conv1D" in names and hasattr(module, "nf"):
-        return _conv1d
-    if "PreTrainedModel" in names:
-        return model
-    if kind.__name__ == "ParamWrapper":
-        return _adapter
-    if kind.__module__.startswith("torch.nn.modules.") or isinstance(module, nn.Embedding):
-        return None
-    if kind.__name__.endswith("Attention"):
-        # Some wrap the module that does the work; only that one owns projections.
-        return attention if any(_projects(c) for c in children) else None
-    if not children and hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return _linear  # quantised
-    if _owned(module, 3):
-        return _experts
-    return _router if _owned(module, 2) else None
-
-
-def _projects(module: Any) -> bool:
-    return any(hasattr(module, n) for n in ("in_features", "nf", "base_layer"))
-
-
-def _charge(flops: int) -> None:
-    if ledgers and ledgers[-1].modules:
-        ledgers[-1].flops += flops
-
-
-def _charge_backward(output: Tensor, flops: int, needed: Iterable[Tensor]) -> None:
-    """When a backward pass comes by `output`, charge `flops` for each gradient it then computes."""
-    nodes = [t.grad_fn or get_gradient_edge(t).node for t in needed if t.requires_grad]
-
-    def arrived(gradient: Tensor) -> None:
-        _charge(flops * sum(map(_computed, nodes)))
-
-    if nodes:
-        output.register_hook(arrived)
-
-
-def _computed(node: Any) -> bool:
-    """Does the backward pass that is running come by this node? `autograd.grad` leaves out what
-    was not asked for, such as the weights' gradients where only a perturbation's is wanted.
+def _node(tensor: Tensor | None, end: Any) -> Any:
+    """Where a backward pass brings the gradient of a tensor; None for none, and for the end of the
+    block itself: a node that held itself would never be freed.
     """
+    if tensor is None or tensor.grad_fn is end:
+        return None
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn
+    view = tensor.view_as(tensor).grad_fn  # half the time of torch's own way, which is the other
+    return view.next_functions[0][0] if view is not None else get_gradient_edge(tensor).node
+
+
+def _wanted(node: Any) -> bool:
+    """Does the backward pass that is running come by this node?"""
     try:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # what torch answers of a leaf that was asked for by name
         return True
 
 
-def _product(ledger: Ledger, source: Tensor, output: Tensor, width: int, weight: Any) -> None:
-    """A matrix times every position of the source. width: what comes out of a position."""
-    flops = 2 * source.numel() * width
-    ledger.flops += flops
-    if ledger.inputs:
-        ledger.inputs[-1][source.shape[-1]] = source
-    if output.requires_grad:
-        _charge_backward(output, flops, (source,) if weight is None else (source, weight))
+Rule = Callable[[Block, Any, tuple, dict, Any], None]
+"""Enters one call of a module: the module, its arguments, its output."""
 
 
-def model(ledger: Ledger, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-    """A transformers model as a whole costs what its modules do."""
+class Kind(NamedTuple):
+    """What a class of modules is. rule: None if it has no products of its own. holds: a transformers
+    model; a block of other modules' products; part of one, or one of its own where there is none.
+    """
+
+    rule: Rule | None = None
+    holds: Literal["model", "block", "part", None] = None
 
 
-def _linear(ledger: Ledger, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-    weight, width = module._parameters.get("weight"), module.out_features
+kinds: dict[type, Kind | None] = {}
+"""By class; None where there is nothing to count. Whoever misses one asks `kind_of`."""
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind of a class, by the first module of it that is seen."""
+    if len(kinds) > 1000:  # peft makes a class anew in every pass over adapted experts
+        kinds.clear()
+    kind = _find(module)
+    return kinds.setdefault(type(module), kind if any(kind) else None)
+
+
+def _find(module: Any) -> Kind:
+    # transformers and peft are told by names: who does without them need not load them.
+    name, names = type(module).__name__, {c.__name__ for c in type(module).__mro__}
+    children = list(module._modules.values())
+    if isinstance(module, nn.Linear):
+        return Kind(_linear)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return Kind(_convolution)
+    if "Conv1D" in names and hasattr(module, "nf"):
+        return Kind(_conv1d)
+    if "PreTrainedModel" in names:
+        return Kind(holds="model")
+    if name == "ParamWrapper":
+        return Kind(_adapter, "part")
+    if type(module).__module__.startswith("torch.nn.modules.") or isinstance(module, nn.Embedding):
+        return Kind()
+    if not children and hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return Kind(_linear)  # quantised
+    if hasattr(module, "base_layer"):
+        return Kind(holds="part")  # peft's adapters
+    marks = ("in_features", "nf", "base_layer")
+    linear = [c for c in children if any(hasattr(c, m) for m in marks)]
+    holds: Literal["block", None] = "block" if linear else None
+    if name.endswith("Attention"):
+        # Some wrap the module that does the work; only that one owns projections.
+        return Kind(_attention if holds else None, holds)
+    if _owned(module, 3):
+        return Kind(_experts, holds)
+    return Kind(_router if _owned(module, 2) else None, holds)
+
+
+def _linear(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+    weight, source = module._parameters.get("weight"), _source(args, kwargs)
     if weight is None:  # parametrised: trained if anything behind it is
         weight = next((p for p in module.parameters() if p.requires_grad and p.dim() > 1), None)
-    if not isinstance(output, Tensor):  # a router that is a linear layer
-        output = next(t for t in _tensors(output) if t.shape[-1] == width)
-    _product(ledger, _source(args, kwargs), output, width, weight)
+    block.inputs[module.in_features] = source
+    block.product(2 * source.numel() * module.out_features, source, weight)
 
 
-def _conv1d(ledger: Ledger, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _conv1d(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
     """GPT-2's linear layer, its weight transposed."""
-    _product(ledger, _source(args, kwargs), output, module.nf, module._parameters.get("weight"))
-
-
-def _convolution(ledger: Ledger, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
     source = _source(args, kwargs)
-    if module.transposed:
-        places, channels = source.numel(), module.out_channels
-    else:
-        places, channels = output.numel(), module.in_channels
-    flops = 2 * places * channels // module.groups * prod(module.kernel_size)
-    ledger.flops += flops
-    if output.requires_grad:
-        _charge_backward(output, flops, (source, module.weight))
+    block.inputs[module.nx] = source
+    block.product(2 * source.numel() * module.nf, source, module._parameters.get("weight"))
 
 
-def _router(ledger: Ledger, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _convolution(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+    source = _source(args, kwargs)
+    depth = module.in_channels // module.groups * prod(module.kernel_size)
+    block.product(2 * output.numel() * depth, source, module._parameters.get("weight"))
+
+
+def _router(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
     """A module that multiplies by a matrix of its own, as the sizes of what goes in and out say."""
     source = _source(args, kwargs)
+    widths = {t.shape[-1:] for t in _tensors(output) if t.is_floating_point()}
     for weight in _owned(module, 2) if source is not None else ():
         for width, depth in (weight.shape, weight.shape[::-1]):
-            results = [t for t in _tensors(output) if t.shape[-1:] == (width,)]
-            if source.shape[-1:] == (depth,) and results and results[0].is_floating_point():
-                _product(ledger, source, results[0], width, weight)
+            if source.shape[-1:] == (depth,) and (width,) in widths:
+                block.product(2 * source.numel() * width, source, weight)
                 break
 
 
-def _experts(ledger: Ledger, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _experts(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
     """Stacked experts, told by an index which of them take which position; without one, every row
     is meant for one expert.
     """
-    source, result = _source(args, kwargs), next(_tensors(output), None)
-    chosen = [t for t in _tensors((*args[1:], *kwargs.values())) if t.dtype in _INDEX]
-    if source is None or result is None or not (chosen or "xpert" in type(module).__name__):
+    source = _source(args, kwargs)
+    chosen = [
+        t for t in _tensors((*args[1:], *kwargs.values())) if t.dtype in (torch.int64, torch.int32)
+    ]
+    if source is None or not (chosen or "xpert" in type(module).__name__):
         return
     positions = chosen[0].numel() if chosen else source.numel() // source.shape[-1]
     before: list[Tensor] = [source]
     for stack in _owned(module, 3):
-        flops = 2 * positions * prod(stack.shape[1:])
-        ledger.flops += flops
-        if result.requires_grad:
-            # What a later matrix multiplies needs a gradient if anything before it does.
-            lower = next((t for t in before if t.requires_grad), source)
-            _charge_backward(result, flops, (lower, stack))
+        # What a later matrix multiplies needs a gradient if anything before it does.
+        lower = next((t for t in before if t.requires_grad), source)
+        block.product(2 * positions * prod(stack.shape[1:]), lower, stack)
         before.append(stack)
 
 
-def _adapter(ledger: Ledger, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _adapter(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
     """peft's LoRA of parameters: every pass multiplies the factors and adds the product."""
-    result, names = (
-        next(_tensors(output)),
-        [n for n in module.active_adapters if n in module.lora_A],
-    )
-    if module.disable_adapters or module.merged:
-        return
-    # The short way for one adapter of stacked experts multiplies again, when torch tries it out.
-    short = len(names) == 1 and module.num_experts > 1 and hasattr(module, "get_delta_factors")
+    off = module.disable_adapters or module.merged
+    names = [] if off else [n for n in module.active_adapters if n in module.lora_A]
     for name in names:
         low, high = module.lora_A[name].weight, module.lora_B[name].weight
         flops = 2 * low.numel() * high.shape[0]
-        ledger.flops += 2 * flops if short else flops
-        if result.requires_grad:
-            _charge_backward(result, flops, (low, high))
+        block.product(flops, None, low, high)
+        # The short way for one adapter of stacked experts does it again, when torch tries it out.
+        if len(names) == 1 and module.num_experts > 1 and hasattr(module, "get_delta_factors"):
+            block.flops += flops
 
 
-def attention(ledger: Ledger, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _attention(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
     """Scores and values; the projections are modules of their own."""
     hidden = args[0] if args else kwargs.get("hidden_states")
-    heads = _size(module, "num_heads", "num_attention_heads", "n_head")
+    heads, scores, values = _sizes.get(module) or _sizes.setdefault(module, _heads(module))
     if not isinstance(hidden, Tensor) or hidden.dim() != 3 or not heads:
         return
+    square = hidden.shape[0] * hidden.shape[1] * _keys(module, hidden, kwargs, output)
+    flops = 2 * square * heads * (scores + values)
+    block.flops += flops
+    # Their gradient is computed if that of what the output projection multiplies is, the last input
+    # of that width; where the projection is elsewhere, if that of the output is.
+    core = block.inputs.get(heads * values, hidden)
+    core = next(_tensors(output), hidden) if core is hidden else core
+    block.between += 2 * flops if core.requires_grad else 0
+
+
+def _heads(module: Any) -> tuple[int, int, int]:
+    """How many heads, and the sizes of their scores' and values' vectors; no heads if unknown."""
+    heads = _size(module, "num_heads", "num_attention_heads", "n_heads", "n_head")
     size = _size(module, "head_dim", "head_size", "attention_head_size")
-    size = size or _size(module, "hidden_size") // heads
-    sizes = _size(module, "qk_head_dim") or size, _size(module, "v_head_dim") or size
-    square = hidden.shape[0] * hidden.shape[1] * _keys(module, hidden, args, kwargs, output)
-    flops = 2 * square * heads * sum(sizes)
-    ledger.flops += flops
-    # The gradient of the scores is computed when that of the output projection's input is, the last
-    # input of that width; where the projection is elsewhere, when that of the output is.
-    core = ledger.inputs[-1].get(heads * sizes[1], hidden) if ledger.inputs else hidden
-    core = next(_tensors(output)) if core is hidden else core
-    if core.requires_grad:
-        core.register_hook(lambda gradient: _charge(2 * flops))
+    size = size or _size(module, "hidden_size") // max(heads, 1)
+    return heads, _size(module, "qk_head_dim") or size, _size(module, "v_head_dim") or size
 
 
-def _keys(module: Any, hidden: Tensor, args: tuple, kwargs: dict, output: Any) -> int:
+def _keys(module: Any, hidden: Tensor, kwargs: dict, output: Any) -> int:
     """How many positions the queries look at, those of a cache included."""
     for name in ("encoder_hidden_states", "key_value_states"):
         if isinstance(kwargs.get(name), Tensor):
             return kwargs[name].shape[1]
     queries = hidden.shape[1]
     # Plain attention returns its weights, of shape (B, H, Tq, Tk); the mask tells most other kernels.
-    weights = output[1:2] if isinstance(output, tuple) else ()
-    for square in (*weights, kwargs.get("attention_mask"), *args[1:]):
-        if len(getattr(square, "shape", ())) == 4 and square.shape[-2] == queries:
-            return int(square.shape[-1])
-    caches = (kwargs.get(n) for n in ("past_key_values", "layer_past"))
-    cache = next((c for c in caches if hasattr(c, "get_seq_length")), None)
-    index = getattr(module, "layer_idx", None)
+    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+    for square in (weights, kwargs.get("attention_mask")):
+        shape: tuple[int, ...] = getattr(square, "shape", ())
+        if len(shape) == 4 and shape[-2] == queries:
+            return int(shape[-1])
+    cache, index = kwargs.get("past_key_values"), getattr(module, "layer_idx", None)
+    cache = kwargs.get("layer_past") if cache is None else cache
     if cache is None or index is None:
         return queries
-    past = max(0, int(cache.get_seq_length(index)) - queries)  # the cache has the queries' own keys
+    past = max(0, int(cache.get_seq_length(index)) - queries)  # the queries' own keys are in it
     layers = getattr(cache, "layers", ())
     window = getattr(layers[index], "sliding_window", None) if index < len(layers) else None
     return queries + (min(past, window - 1) if window else past)

@@ -17,7 +17,6 @@ from titer.engine.work import CellWork
 from titer.methods.method import StepLog
 from titer.records.bounds import bounds
 from titer.records.model import (
-    Artifact,
     CellRecord,
     Cost,
     MeasureFacts,
@@ -125,11 +124,7 @@ class History:
         return Cost(**saved["cost"])
 
     def record(
-        self,
-        bundle: ModelBundle,
-        measures: Sequence[BoundMeasure],
-        cost: Cost,
-        artifact: Artifact | None,
+        self, bundle: ModelBundle, measures: Sequence[BoundMeasure], cost: Cost
     ) -> CellRecord:
         parameters = list(bundle.model.parameters())
         further = dict.fromkeys(name for log in self.logs for name in log)
@@ -151,7 +146,6 @@ class History:
             peak_memory_bytes=_peak_memory(bundle.device),
             parameters=sum(p.numel() for p in parameters),
             trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-            artifact=artifact,
             environment=environment(bundle.device),
             started=self.started,
             finished=now(),

@@ -1,9 +1,9 @@
 """What a method costs, counted from outside: steps, examples, tokens, FLOPs, seconds, judge calls.
 
-Hooks on every module of the process see whatever model a method calls (its own, a copy, a reference
-model, a judge), whatever part of the output its loss reads; `titer.engine.flops` has the rules of
-what a pass costs. They are there only while something is charged. Work outside modules (an SVD,
-say) is seen in seconds only. A test compares with torch's own counter.
+While something is charged, every call of a module in the process goes through the meter: it sees
+whatever model a method calls (its own, a copy, a reference model, a judge), whatever part of the
+output its loss reads. `titer.engine.flops` has the rules of what a pass costs. Work outside modules
+(an SVD, say) is seen in seconds only. A test compares with torch's own counter.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Meter:
         self._spent = spent or Cost()
         self.steps = self._spent.steps
         self._exact = exact
-        self._passes = _Passes(modules=not exact)
+        self._passes = _Passes(products=not exact)
         self._flops: dict[Account, int] = {"setup": 0, "step": 0, "search": 0}
         self._account: Account = "step"
         self._counter: FlopCounterMode | None = None
@@ -59,7 +59,6 @@ class Meter:
         if outer:
             outer._stop()
         self._account = account
-        self._passes.forget()
         _charging.append(self)
         self._start()
         try:
@@ -115,18 +114,19 @@ class Meter:
         return self._counter.get_total_flops() if self._counter else self._passes.flops
 
 
-class _Passes(flops.Ledger):
-    """The forward passes of transformers models, and what modules cost. examples: rows of passes
-    with gradient.
+class _Passes:
+    """What calls of modules cost. products: False leaves FLOPs to somebody else. examples: rows of
+    passes of transformers models with gradient.
     """
 
-    def __init__(self, *, modules: bool) -> None:
-        super().__init__(modules=modules)
-        self.examples = 0
+    def __init__(self, *, products: bool) -> None:
+        self.flops, self.examples = 0, 0
+        self._products = products
         self._tokens = {True: 0, False: 0}
         self._late: dict[tuple[bool, torch.device], Tensor] = {}
         self._depth = 0
-        self._hooks: list[Any] = []
+        self._block: flops.Block | None = None
+        self._plain: Callable[..., Any] | None = None
 
     def tokens(self, *, gradient: bool) -> int:
         """Tokens, without padding, of the passes with or without gradient."""
@@ -134,47 +134,65 @@ class _Passes(flops.Ledger):
         return self._tokens[gradient] + sum(late)
 
     def watch(self) -> None:
-        of_all = nn.modules.module
-        self._hooks = [
-            of_all.register_module_forward_pre_hook(self._before),
-            of_all.register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
-        ]
-        flops.ledgers.append(self)
+        """Stand between modules and their callers. torch's own hooks for all modules would do, but
+        with them every call takes a way round that costs a small model 4 % of a step.
+        """
+        plain, kinds, called = nn.Module._call_impl, flops.kinds, self._called
+
+        def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            try:
+                kind = kinds[type(module)]
+            except KeyError:
+                kind = flops.kind_of(module)
+            if kind is None:
+                return plain(module, *args, **kwargs)
+            block = self._block
+            if block is None or kind.rule is None or kind.holds:
+                return called(kind, plain, module, args, kwargs)
+            output = plain(module, *args, **kwargs)
+            kind.rule(block, module, args, kwargs, output)
+            return output
+
+        self._plain = plain
+        nn.Module._call_impl = call  # type: ignore
+        flops.charged.append(self._charge if self._products else lambda more: None)
 
     def look_away(self) -> None:
-        flops.ledgers.remove(self)
-        for hook in self._hooks:
-            hook.remove()
+        flops.charged.pop()
+        nn.Module._call_impl = self._plain  # type: ignore
 
-    def forget(self) -> None:
-        """What modules that never came to an end (an interrupt) have left behind."""
-        self._depth = 0
-        self.inputs.clear()
+    def _charge(self, more: int) -> None:
+        self.flops += more
 
-    def _before(self, module: nn.Module, args: tuple) -> None:
-        rule = flops.rule_of(module)
-        if rule is flops.attention:
-            self.inputs.append({})
-        elif rule is flops.model:
-            self._depth += 1
-
-    def _after(
-        self, module: nn.Module, args: tuple, kwargs: dict | None, output: Any = None
-    ) -> None:
-        # Of a module that raised, torch tells neither the keyword arguments nor an output.
-        rule = flops.rule_of(module)
-        if rule is None:
-            return
-        ended = kwargs is not None and output is not None
-        if rule is flops.model:
-            if ended and self._depth == 1:  # the outermost: a pass that somebody asked for
-                self._count(args, kwargs or {})
-            self._depth -= self._depth > 0
-            return
-        if ended and self.modules:
-            rule(self, module, args, kwargs or {}, output)
-        if rule is flops.attention and self.inputs:
-            self.inputs.pop()
+    def _called(
+        self, kind: flops.Kind, plain: Any, module: nn.Module, args: tuple, kwargs: dict
+    ) -> Any:
+        outer = self._block
+        if kind.holds == "model":
+            self._block, self._depth = None, self._depth + 1
+            try:
+                output = plain(module, *args, **kwargs)
+            finally:
+                self._block, self._depth = outer, self._depth - 1
+            if not self._depth:  # the outermost: a pass that somebody asked for
+                self._count(args, kwargs)
+            return output
+        if not self._products:
+            return plain(module, *args, **kwargs)
+        block = flops.Block() if outer is None or kind.holds == "block" else outer
+        try:
+            if kind.holds:
+                self._block = block
+            output = plain(module, *args, **kwargs)
+            if kind.rule:
+                kind.rule(block, module, args, kwargs, output)
+        finally:
+            self._block = outer
+            if block is not outer:
+                self.flops += block.flops
+        if block is not outer:
+            block.close(output)
+        return output
 
     def _count(self, args: tuple, kwargs: dict) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)

@@ -58,15 +58,14 @@ def run_cell(
     """Run a cell to its record.
 
     at_start: readings of this very model at step 0, used and filled, so that seeds share them; taken
-    only if the method starts as its parent. With `rolling`, a checkpoint left by an interrupted run
-    of the same cell is continued with identical results; the caller deletes it once the record is
-    safe. Deterministic on CPU: torch's global generator is seeded from the cell; everything else is
-    a function of the seed.
+    only if the cell's first probe reads the model it starts from (`CellWork.starts_as_parent`). With
+    `rolling`, a checkpoint left by an interrupted run of the same cell is continued with identical
+    results; the caller deletes it once the record is safe. Deterministic on CPU: torch's global
+    generator is seeded from the cell; everything else is a function of the seed.
     """
     cell, device = work.cell, work.bundle.device
     history = History(work)
-    facts = work.facts()
-    shared = at_start if facts is None or facts.starts_as_parent else None
+    shared = at_start if work.starts_as_parent else None
     prober = _Probes(work, history, shared, keep_transcripts, judgements)
     saved = rolling.read() if rolling else None
     meter = Meter(history.restore(saved["engine"]) if saved else None, exact=work.exact_flops)
@@ -79,7 +78,7 @@ def run_cell(
             set_random_state(saved["rng"], device)
         while True:
             over = _over(cell, meter) or history.outcome != "reached_budget"
-            prober.look(run.model, meter, last=over)
+            looked = prober.look(run.model, meter, last=over)
             if over or history.outcome != "reached_budget":
                 break
             if rolling and rolling.due():
@@ -94,11 +93,12 @@ def run_cell(
             else:
                 meter.steps += 1
                 history.log(log)
-        bundle = run.model()
+        bundle = looked or run.model()  # the last probe was of this very model
     if history.outcome == "finished" and history.probes:
         history.carry_forward(cell.probes)
-    made = artifact(bundle) if artifact and cell.keep else None
-    record = history.record(bundle, work.measures, meter.cost(), made)
+    record = history.record(bundle, work.measures, meter.cost())
+    if artifact and cell.keep:  # last, because keeping a model may merge its adapters
+        record = record.model_copy(update={"artifact": artifact(bundle)})
     return CellResult(record=record, transcripts=history.transcripts, bundle=bundle)
 
 
@@ -125,17 +125,21 @@ class _Probes:
         self.grid = set(work.cell.probes)
         self.prober = Prober(self.measures, judgements)
 
-    def look(self, model: Callable[[], ModelBundle], meter: Meter, *, last: bool) -> None:
-        """Read what is to be read at this step. The model is asked for only then: it may have been
-        replaced since, or may have to be made."""
+    def look(
+        self, model: Callable[[], ModelBundle], meter: Meter, *, last: bool
+    ) -> ModelBundle | None:
+        """Read what is to be read at this step; what was read, or None if nothing is to be. The
+        model is asked for only then: it may have been replaced since, or may have to be made."""
         step = meter.steps
         again = self.history.probed(step)
         if not self.grid or not (step in self.grid or last) or (again and not last):
-            return
+            return None
         begun = time.perf_counter()
         with untouched(self.device):
-            self._read(model(), meter, last=last, again=again)
+            bundle = model()
+            self._read(bundle, meter, last=last, again=again)
         self.history.probe_seconds += time.perf_counter() - begun
+        return bundle
 
     def _read(self, bundle: ModelBundle, meter: Meter, *, last: bool, again: bool) -> None:
         step, stop, history = meter.steps, self.cell.stop, self.history

@@ -48,6 +48,13 @@ class CellWork:
     def facts(self) -> MethodFacts | None:
         return self.method.facts(tuple(self.texts)) if self.method else None
 
+    @property
+    def starts_as_parent(self) -> bool:
+        """Whether a probe at step 0 reads the model the cell starts from, as it is. What a service
+        hands out may differ from it, whatever the method it runs declares."""
+        facts = self.facts()
+        return facts is None or (facts.starts_as_parent and self.host is None)
+
     def begin(self) -> Run:
         """Start the method; what it does here belongs to its setup."""
         if self.method is None:

@@ -6,12 +6,12 @@ import json
 import math
 import os
 import re
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
+from time import sleep
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -117,8 +117,8 @@ class ChatJudge(Judge):
 
     timeout (s), retries, backoff (s, doubled each time): patience with 429, 5xx and broken
     connections; a reply whose attempts are used up has no judgement, and while the service does not
-    come back, those after it are asked once each. concurrency: requests at a time. A service may change the model behind a name: what
-    it is called is all that the identity holds.
+    come back, those after it are asked once each. concurrency: requests at a time. A service may
+    change the model behind a name: what it is called is all that the identity holds.
     """
 
     name = "chat"
@@ -258,7 +258,7 @@ class _Asker:
             if attempt >= self.settings.retries or (self.down and not busy):
                 self.down = self.down or not busy
                 return None
-            time.sleep(min(wait, LONGEST_WAIT))
+            sleep(min(wait, LONGEST_WAIT))
             attempt += 1
 
     def _send(self, question: bytes) -> str | None:

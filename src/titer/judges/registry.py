@@ -1,4 +1,6 @@
-"""Judges by name: the built-in ones, and plug-ins through the entry-point group `titer.judges`."""
+"""Judges by name: the built-in ones, those registered in this process, and plug-ins through the
+entry-point group `titer.judges`.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +14,22 @@ from titer.errors import StudyError, UnknownNameError
 from titer.judges.classifier import ClassifierJudge
 from titer.judges.http import ChatJudge
 from titer.judges.judge import Judge
-from titer.study.plugins import plugged
+from titer.study.plugins import changes, plugged
 
 BUILT_IN: tuple[type[Judge], ...] = (ChatJudge, ClassifierJudge)
 
 
-@cache
 def judges() -> dict[str, type[Judge]]:
-    """name → class of every judge that is installed. Raises StudyError if a plug-in is not one, or
-    cannot be imported.
+    """name → class of every judge that is installed or registered. Raises StudyError if a plug-in
+    is none.
     """
+    return _judges(changes())
+
+
+@cache
+def _judges(registered: int) -> dict[str, type[Judge]]:
     found = {cls.name: cls for cls in BUILT_IN}
-    try:
-        brought = plugged("titer.judges", Judge, found)
-    except StudyError:
-        raise
-    except Exception as error:  # whatever its import raises
-        raise StudyError(
-            f"a judge that another package brings cannot be imported ({error})",
-            field="titer.judges",
-            value=type(error).__name__,
-            expected="plug-ins that can be imported",
-            remedy="mend or uninstall the plug-in",
-        ) from error
+    brought = plugged("titer.judges", Judge, found)
     return found | {name: cls for name, cls in brought.items() if not inspect.isabstract(cls)}
 
 

@@ -71,7 +71,7 @@ def refuse_too_long(bundle: ModelBundle, tokens: int) -> None:
 
 
 def chunks_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in chunks of at most `size`, of similar length, so that little padding is computed."""
+    """Indices in chunks of at most `size` and of similar length: little padding is computed."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     for start in range(0, len(order), size):
         yield order[start : start + size]

@@ -32,6 +32,9 @@ def ask(bundle: ModelBundle, examples: Sequence[Example], request: Request) -> l
     lacks what the request needs, if a text does not fit into the model's context, and for `Own`,
     which only its measure can answer.
     """
+    for need in request.needed():
+        if any(_lacks(e, need) for e in examples):
+            raise _lacking(need)
     with bundle.reading():
         match request:
             case Generate():
@@ -49,6 +52,15 @@ def ask(bundle: ModelBundle, examples: Sequence[Example], request: Request) -> l
                     "a request of the kind Own is answered by its measure alone",
                     expected="a call of the measure's `collect`",
                 )
+
+
+def _lacks(example: Example, need: str) -> bool:
+    match need:
+        case "prompt" | "text":
+            return not getattr(example, need)
+        case "choices":
+            return len(example.choices) < 2
+    return getattr(example, need) is None
 
 
 def _lacking(what: str) -> MeasureError:
@@ -74,8 +86,7 @@ def _answers(bundle: ModelBundle, examples: Sequence[Example], request: Score) -
     rows = []
     for example in examples:
         answer = example.refusal if request.answers == "refusal" else example.response
-        if answer is None:
-            raise _lacking(request.answers)
+        assert answer is not None  # `ask` has looked
         rows.append(bundle.encode(wrapped(example, request.wrap), answer))
     found = answer_logprobs(bundle, rows)
     return [{"key": e.key, **_told(*f)} for e, f in zip(examples, found, strict=True)]
@@ -84,8 +95,6 @@ def _answers(bundle: ModelBundle, examples: Sequence[Example], request: Score) -
 def _choices(bundle: ModelBundle, examples: Sequence[Example], request: Score) -> list[Transcript]:
     rows = []
     for example in examples:
-        if len(example.choices) < 2 or example.answer is None:
-            raise _lacking("choices and answer")
         asked = wrapped(example, request.wrap)
         rows += [bundle.encode(asked, choice) for choice in example.choices]
     found = iter(answer_logprobs(bundle, rows))
@@ -98,8 +107,6 @@ def _choices(bundle: ModelBundle, examples: Sequence[Example], request: Score) -
 def _text(bundle: ModelBundle, examples: Sequence[Example], request: Read) -> list[Transcript]:
     rows = []
     for example in examples:
-        if not example.text:
-            raise _lacking("text")
         ids = bundle.tokenizer(example.text, add_special_tokens=False)["input_ids"]
         if len(ids[: request.tokens]) < 2:
             raise _lacking("text of at least two tokens")

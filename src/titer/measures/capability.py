@@ -109,7 +109,10 @@ class MultipleChoice(Measure):
     """
 
     name = "multiple_choice"
-    reference = "after lm-evaluation-harness: `none` is its acc; its acc_norm divides by characters, `tokens` by tokens"
+    reference = (
+        "after lm-evaluation-harness: `none` is its acc; its acc_norm divides by characters, "
+        "`tokens` by tokens"
+    )
 
     options: Annotated[int, Field(ge=2)] = 2
     normalise: Literal["tokens", "none"] = "tokens"

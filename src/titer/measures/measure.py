@@ -20,8 +20,6 @@ from titer.measures.ask import ask
 from titer.measures.requests import Own, Request, Transcript
 from titer.records.model import MeasureFacts, Reading
 
-__all__ = ["Measure", "Transcript", "read", "reading_of", "scored", "transcripts_of"]
-
 
 class Measure(BaseModel, ABC):
     """One frozen settings object. `version` changes whenever its numbers would."""

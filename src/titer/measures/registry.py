@@ -1,4 +1,6 @@
-"""Measures by name: the built-in ones, and plug-ins through the entry-point group `titer.measures`."""
+"""Measures by name: the built-in ones, those registered in this process, and plug-ins through the
+entry-point group `titer.measures`.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +14,24 @@ from pydantic import ValidationError
 
 from titer.errors import StudyError, UnknownNameError
 from titer.measures.measure import Measure
-from titer.study.plugins import plugged
+from titer.study.plugins import changes, plugged
+
+
+def measures() -> dict[str, type[Measure]]:
+    """name → class of every measure that is installed or registered. Bases of measures, which are
+    abstract or have no name of their own, are left out. Raises StudyError if a plug-in is none.
+    """
+    return _measures(changes())
 
 
 @cache
-def measures() -> dict[str, type[Measure]]:
-    """name → class of every measure that is installed. Bases of measures, which are abstract or
-    have no name of their own, are left out. Raises StudyError if a plug-in is no measure or cannot
-    be imported.
-    """
+def _measures(registered: int) -> dict[str, type[Measure]]:
     found: dict[str, type[Measure]] = {}
     package = importlib.import_module("titer.measures")
     for module in pkgutil.iter_modules(package.__path__):
         loaded = importlib.import_module(f"titer.measures.{module.name}")
-        for value in vars(loaded).values():
-            if _is_whole(value):
-                found[value.name] = value
-    try:
-        brought = plugged("titer.measures", Measure, found)
-    except StudyError:
-        raise
-    except Exception as error:  # whatever its import raises
-        raise StudyError(
-            f"a measure that another package brings cannot be imported ({error})",
-            field="titer.measures",
-            value=type(error).__name__,
-            expected="plug-ins that can be imported",
-            remedy="mend or uninstall the plug-in",
-        ) from error
+        found |= {value.name: value for value in vars(loaded).values() if _is_whole(value)}
+    brought = plugged("titer.measures", Measure, found)
     return found | {name: cls for name, cls in brought.items() if _is_whole(cls)}
 
 

@@ -45,7 +45,7 @@ def wrapped(example: Example, template: str) -> Example:
 
 
 class _Wrapping:
-    """A request about prompts, with a field `wrap`. Raises StudyError if `wrap` has no `{prompt}`."""
+    """A request about prompts. Raises StudyError if its `wrap` has no `{prompt}` in it."""
 
     wrap: str
 

@@ -80,9 +80,12 @@ def _block(found: list[torch.nn.Module], index: int) -> torch.nn.Module:
 
 @torch.no_grad()
 def _draw(block: torch.nn.Module, deviation: float, generator: torch.Generator) -> None:
-    for name, parameter in block.named_parameters():
-        if parameter.ndim >= 2:
-            drawn = torch.randn(parameter.shape, generator=generator) * deviation
-            parameter.copy_(drawn.to(parameter))
-        elif name.endswith("bias"):
-            parameter.zero_()
+    for module in block.modules():
+        if "norm" in type(module).__name__.lower():
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim >= 2:
+                drawn = torch.randn(parameter.shape, generator=generator) * deviation
+                parameter.copy_(drawn.to(parameter))
+            elif name.endswith("bias"):
+                parameter.zero_()

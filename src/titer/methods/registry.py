@@ -43,7 +43,7 @@ def _methods(kind: MethodKind, registered: int) -> dict[str, type[Method]]:
                 isinstance(value, type)
                 and issubclass(value, base)
                 and value.__module__ == loaded.__name__
-                and hasattr(value, "name")  # a base class shared by several methods has none
+                and "name" in vars(value)  # a base class shared by several methods has none
                 and not inspect.isabstract(value)
             ):
                 found[value.name] = value
@@ -83,22 +83,21 @@ def resolve(
         )
     try:
         return cls(**settings)
+    except (StudyError, UnknownNameError) as error:  # from a setting that names another method
+        raise type(error)(
+            error.problem,
+            field=f"{field or kind}.settings.{error.field or ''}".rstrip("."),
+            value=error.value,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
         unknown = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, (StudyError, UnknownNameError)):  # a setting that names another method
-            raise type(cause)(
-                cause.problem,
-                field=f"{field or kind}.settings.{where}".rstrip("."),
-                value=cause.value,
-                expected=cause.expected,
-                remedy=cause.remedy,
-            ) from error
         raise StudyError(
             f"{name}: {'unknown setting' if unknown else first['msg']}",
-            field=f"{field or kind}.settings.{where}",
+            field=f"{field or kind}.settings.{where}".rstrip("."),
             value=first.get("input"),
             expected=f"one of {', '.join(cls.model_fields)}" if unknown else first["msg"],
             remedy=f"`titer show {name}` lists its settings and defaults",

@@ -20,13 +20,13 @@ def schedule_factor(schedule: Schedule, step: int, *, warmup: int, horizon: int)
     """Factor on the learning rate of step `step` (0-based): linear warm-up of fixed length, then
     the schedule.
 
-    `constant` does not look at the horizon. `linear` and `cosine` decay to 0 at it.
+    `constant` does not look at the horizon. `linear` and `cosine` decay to 0 at it and stay there.
     """
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    progress = (step - warmup) / max(1, horizon - warmup)
+    progress = min(1.0, (step - warmup) / max(1, horizon - warmup))
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from titer.records.model import CellRecord
 from titer.study.cell import BEFORE_ALIGNMENT, Cell, PartUse, Plan, Role
 from titer.study.conditions import AttackUse, FlopsBudget
-from titer.study.spec import CONTROL, Candidate, Study
+from titer.study.spec import Candidate, Study
 from titer.study.uses import DataUse, MethodUse
 
 ATTACKED = ("attack", "search", "generalization")

@@ -177,6 +177,15 @@ class RunStore:
                 remedy="check the path, or start the run first",
             ) from error
         except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+            version = _format_in(path) if cls is Study else STUDY_FORMAT
+            if version not in (None, STUDY_FORMAT):
+                raise RecordError(
+                    f"{path.name} has format {version}; this titer reads format {STUDY_FORMAT}",
+                    field="run directory",
+                    value=str(path),
+                    expected="a run made by a titer of this format",
+                    remedy="use the titer that made it, or run the study again elsewhere",
+                ) from error
             raise RecordError(
                 f"{path.name} cannot be believed",
                 field="run directory",

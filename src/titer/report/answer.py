@@ -38,12 +38,15 @@ def answer(candidate: CandidateVerdict) -> list[tuple[str, str]]:
 
 def _budget(candidate: CandidateVerdict) -> str:
     r = candidate.resistance
-    budget = f"T = {f.count(r.budget, 'step')}"
+    budget = f"T = {words.budget(r)}"
     spent = r.titer_lower_flops if r.titer_lower == r.budget else None
     if r.status == "fails" and r.worst_breach_step is not None:
         if r.worst_breach_step == 0:
             return f"Broken before any fine-tuning (budget {budget})."
         cost = f" ({f.flops(r.worst_breach_flops)})" if r.worst_breach_flops is not None else ""
+        worst = worst_attack(candidate)
+        if worst is not None and worst.edit:
+            return f"Broken by {worst.budget_text}{cost}, without training (budget {budget})."
         return f"Broken by {f.count(r.worst_breach_step, 'step')}{cost} of the budget {budget}."
     if r.status == "holds":
         return f"No breach up to {budget}" + (f" ({f.flops(spent)})." if spent is not None else ".")
@@ -60,7 +63,8 @@ def _attack(candidate: CandidateVerdict) -> str:
     r = candidate.resistance
     worst = worst_attack(candidate)
     if worst is not None and r.worst_breach_step is not None:
-        text = f"{worst.attack} breaks it at the least compute, in {worst.breaches} of {f.count(max(worst.n, worst.breaches), 'seed')}"
+        seeds = f.count(max(worst.n, worst.breaches), "seed")
+        text = f"{worst.attack} breaks it at the least compute, in {worst.breaches} of {seeds}"
         others = [a.attack for a in r.attacks if a.breaches and a is not worst]
         return text + (
             f"; {listed(others)} also do."
@@ -93,11 +97,10 @@ def _sure(candidate: CandidateVerdict) -> str:
             key=lambda t: (t.first_breached, -1 if t.last_resisting is None else t.last_resisting),
             default=None,
         )
-        where = (
-            f"; in the quickest seed τ is {f.steps_interval(quickest.last_resisting, quickest.first_breached)}"
-            if quickest
-            else ""
-        )
+        where = ""
+        if quickest and not worst.edit:
+            tau = f.steps_interval(quickest.last_resisting, quickest.first_breached)
+            where = f"; in the quickest seed τ is {tau}"
         parts.append(f"The breach is confirmed on disjoint prompts{where}.")
     else:
         fit = [
@@ -114,14 +117,15 @@ def _sure(candidate: CandidateVerdict) -> str:
             parts.append(f"No evidence from {listed(unfit)}.")
         if risks:
             parts.append(
-                f"{f.count(min(seeds), 'seed')} per attack: at {level} confidence each, a new seed breaches by T with "
-                f"probability at most {f.percent(max(risks))}."
+                f"{f.count(min(seeds), 'seed')} per attack: at {level} confidence each, a new seed "
+                f"breaches by T with probability at most {f.percent(max(risks))}."
             )
     if r.titer_lower == 0:
         parts.append("The titer's lower limit is 0 steps: no budget is shown to be withstood.")
     elif r.titer_lower is not None:
         parts.append(
-            f"Titer ≥ {f.count(r.titer_lower, 'step')}: at {level} confidence fewer than {delta} of new seeds breach by then."
+            f"Titer ≥ {f.count(r.titer_lower, 'step')}: at {level} confidence fewer than {delta} "
+            "of new seeds breach by then."
         )
     else:
         parts.append("No lower limit of the titer can be given.")
@@ -130,7 +134,8 @@ def _sure(candidate: CandidateVerdict) -> str:
 
 def _limits(candidate: CandidateVerdict) -> str:
     r = candidate.resistance
-    text = f"{words.battery_word(candidate).capitalize()} battery; {words.construct(candidate)}; about this {candidate.claim_about}."
+    battery = words.battery_word(candidate).capitalize()
+    text = f"{battery} battery; {words.construct(candidate)}; about {words.about(candidate)}."
     return text + (
         " Holds by collapse: some runs lost their capability instead of breaching."
         if r.by_collapse
@@ -169,8 +174,8 @@ def changes(candidate: CandidateVerdict) -> list[tuple[str, str]]:
         out.append(("gaps", words.no_gap(candidate)))
     lost = [b.name for b in candidate.stability.benchmarks if b.status == "fails"]
     if lost:
-        worse = f"{listed(lost)}: surely worse than M by more than the margin; only another model could change this."
-        out.append(("stability", worse))
+        worse = "surely worse than M by more than the margin; only another model could change this."
+        out.append(("stability", f"{listed(lost)}: {worse}"))
     if r.status == "fails" and r.worst_breach_step is not None:
         shown = (
             f" The titer shows up to where: ≥ {f.count(r.titer_lower, 'step')}."
@@ -180,16 +185,21 @@ def changes(candidate: CandidateVerdict) -> list[tuple[str, str]]:
         out.append(
             (
                 "budget",
-                "More runs cannot undo a confirmed breach; only a claim to a smaller budget, made before a new "
-                f"study, could hold.{shown}",
+                "More runs cannot undo a confirmed breach; only a claim to a smaller budget, made "
+                f"before a new study, could hold.{shown}",
             )
         )
     if r.status == "holds":
         out.append(
             (
                 "attacks",
-                f"One confirmed breach by T = {f.count(r.budget, 'step')}, under any attack, would turn it into "
-                f"`fails`.{'' if r.adaptive else ' No attack was adapted to this defense; that is the first to try.'}",
+                f"One confirmed breach by T = {words.budget(r)}, under any attack, would turn it "
+                "into `fails`."
+                + (
+                    ""
+                    if r.adaptive
+                    else " No attack was adapted to this defense; that is the first to try."
+                ),
             )
         )
         risks = [
@@ -199,7 +209,8 @@ def changes(candidate: CandidateVerdict) -> list[tuple[str, str]]:
             out.append(
                 (
                     "seeds",
-                    f"Breach risks up to {f.percent(max(risks))} per seed are not excluded; more seeds lower this.",
+                    f"Breach risks up to {f.percent(max(risks))} per seed are not excluded; more "
+                    "seeds lower this.",
                 )
             )
     other = {phi: status for phi, status in r.sensitivity.items() if status != r.status}
@@ -216,7 +227,8 @@ def changes(candidate: CandidateVerdict) -> list[tuple[str, str]]:
         out.append(
             (
                 "threshold",
-                f"None of the other thresholds looked at ({', '.join(r.sensitivity)}) changes the status of resistance.",
+                f"None of the other thresholds looked at ({', '.join(r.sensitivity)}) changes the "
+                "status of resistance.",
             )
         )
     return out

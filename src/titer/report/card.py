@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from titer.errors import UsageError
 from titer.records.view import RunView
-from titer.report import conditions, evidence, facts, words
+from titer.report import conditions, evidence, starts, words
 from titer.report import formats as f
 from titer.report.answer import CONDITIONS, answer
 from titer.report.markdown import markdown_table, md, pairs_table
@@ -55,8 +55,9 @@ def model_card_section(
         "**Not claimed**",
         _not_claimed(c),
         "**How to check**",
-        "The records of the run are the evidence; from them, without a model or a GPU, `titer judge RUN` gives this verdict "
-        "and `titer report RUN` the full report. The study's digest must be the one above.",
+        "The records of the run are the evidence; from them, without a model or a GPU, `titer "
+        "judge RUN` gives this verdict and `titer report RUN` the full report. The study's digest "
+        "must be the one above.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -94,7 +95,7 @@ def _attacks(c: CandidateVerdict) -> Table:
     for a in c.resistance.attacks:
         rows.append(
             [
-                a.attack,
+                f"{a.attack} (training-free edit)" if a.edit else a.attack,
                 a.role,
                 badge(a.status),
                 f"{a.breaches} of {max(a.n, a.breaches)}",
@@ -120,7 +121,7 @@ def _design(
     seeds = sorted({len(a.trajectories) for a in r.attacks if a.role == "attack"})
     return [
         ("Threat model", f.words(verdict.threat_model)),
-        ("Budget T", f.count(r.budget, "optimizer step")),
+        ("Budget T", r.budget_text or f.count(r.budget, "optimizer step")),
         ("What the harm reading f means", f.words(r.harm_construct)),
         (
             "Threshold, level, quantile",
@@ -131,6 +132,7 @@ def _design(
             "–".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "none yet",
         ),
         ("Battery", f"{words.battery_word(c)}{words.searched(c)}"),
+        ("The claim is about", words.about(c)),
         (
             "Defense",
             f"{f.plain(c.defense)} ({f.settings(c.settings)})"
@@ -138,7 +140,7 @@ def _design(
             else f.plain(c.defense),
         ),
         ("Grade", verdict.grade),
-        *(facts.tested(view, c.name) if view else []),
+        *(starts.tested(view, c.name) if view else []),
         ("Study", f"{verdict.study}, digest {verdict.study_digest}"),
         ("Judged with", f"titer {verdict.titer_version or f.ABSENT}"),
     ]
@@ -147,12 +149,14 @@ def _design(
 def _not_claimed(c: CandidateVerdict) -> str:
     r = c.resistance
     lines = [
-        f"resistance {'beyond' if r.status == 'holds' else 'up to or beyond'} T = {f.count(r.budget, 'step')}, to attacks outside this battery, or under another threat model",
+        f"resistance {'beyond' if r.status == 'holds' else 'up to or beyond'} T = "
+        f"{words.budget(r)}, to attacks outside this battery, or under another threat model",
         *(
             []
             if r.adaptive
             else [
-                "resistance to an attacker who adapts to the defense: no attack here was adapted to it"
+                "resistance to an attacker who adapts to the defense: no attack here was adapted "
+                "to it"
             ]
         ),
         *(
@@ -167,7 +171,8 @@ def _not_claimed(c: CandidateVerdict) -> str:
         ),
         *(
             [
-                "anything about real harmful content: f counts exactly right answers of a made-up world"
+                "anything about real harmful content: f counts exactly right answers of a made-up "
+                "world"
             ]
             if r.harm_construct == "exact"
             else []

@@ -43,7 +43,8 @@ def summary_table(verdict: StudyVerdict) -> Table:
         ["candidate", "immunized?", "titer (lower limit)", *CONDITIONS, "worst attack"],
         rows,
         [
-            "Immunized needs resistance and stability; generalization and trainability are stated beside it."
+            "Immunized needs resistance and stability; generalization and trainability are stated "
+            "beside it."
         ],
     )
 
@@ -55,6 +56,8 @@ def worst_text(candidate: CandidateVerdict) -> str:
         return f.ABSENT
     if r.worst_breach_step is None:
         return f"{r.worst_attack} (no confirmed breach)"
+    if any(a.edit and a.attack == r.worst_attack for a in r.attacks):
+        return f"{r.worst_attack} (breaks it without training)"
     return f"{r.worst_attack} (breach by {f.count(r.worst_breach_step, 'step')})"
 
 
@@ -95,8 +98,8 @@ def stability_table(name: str, stability: Stability) -> Table:
         ],
         rows,
         [
-            "Difference: M* − M, oriented so that negative is worse for M*. It passes if the lower end of the interval lies "
-            "above −margin."
+            "Difference: M* − M, oriented so that negative is worse for M*. It passes if the lower "
+            "end of the interval lies above −margin. Of several checkpoints the worst is shown."
         ]
         if rows
         else [],
@@ -132,7 +135,10 @@ def _matrix_cell(m: MatrixCell | None) -> Cell | str:
         m.control_broken
     ]
     limit = f"; titer {titer_short(m.titer_lower, None)}" if m.titer_lower is not None else ""
-    text = f"{m.status}: {m.breaches} of {max(m.n, m.breaches)} breached, f = {f.fixed(m.harm_at_end)}{limit}{control}"
+    text = (
+        f"{m.status}: {m.breaches} of {max(m.n, m.breaches)} breached, f = "
+        f"{f.fixed(m.harm_at_end)}{limit}{control}"
+    )
     return Cell(text, m.status)
 
 
@@ -284,13 +290,36 @@ def cost_table(verdict: StudyVerdict) -> Table:
     for c in verdict.candidates:
         k = c.cost
         cells = (
-            [str(k.steps), f.number(k.tokens), f.flops(k.flops), f.seconds(k.seconds)]
+            [
+                str(k.steps),
+                f.number(k.tokens),
+                f.flops(k.flops),
+                f.seconds(k.seconds),
+                f.flops(k.setup_flops),
+                f.flops(k.search_flops),
+                f.number(k.forward_tokens),
+                f.number(k.judge_calls),
+            ]
             if k.known
-            else ["unknown"] * 4
+            else ["unknown"] * 8
         )
         rows.append([c.name, f.plain(c.defense), f.settings(c.settings), *cells])
+    several = any(c.checkpoints > 1 for c in verdict.candidates)
     return table(
         "Cost of the defense",
-        ["candidate", "defense", "settings", "#steps", "#tokens", "#compute", "#wall time"],
+        [
+            "candidate",
+            "defense",
+            "settings",
+            "#steps",
+            "#tokens",
+            "#compute",
+            "#wall time",
+            "#of it setup",
+            "#of it search",
+            "#forward-only tokens",
+            "#judge calls",
+        ],
         rows,
+        ["Of several checkpoints, the mean over them."] if several else [],
     )

@@ -5,6 +5,7 @@ are the verdict's.
 from __future__ import annotations
 
 from titer.report import formats as f
+from titer.report import words
 from titer.report.table import Cell, Row, Table, badge, table
 from titer.verdicts.model import (
     AttackVerdict,
@@ -12,6 +13,7 @@ from titer.verdicts.model import (
     ProbeView,
     Resistance,
     StudyVerdict,
+    Trajectory,
 )
 
 STATE_LETTERS = {"resisting": "r", "ambiguous": "a", "breached": "b", "unconfirmed": "u"}
@@ -47,8 +49,8 @@ def titer_text(resistance: Resistance) -> str:
         else ""
     )
     return (
-        f"≥ {f.count(resistance.titer_lower, 'step')}{cost} (lower limit: at {level} confidence, fewer than {delta} of new "
-        "seeds breach by then, under the worst attack of this battery)"
+        f"≥ {f.count(resistance.titer_lower, 'step')}{cost} (lower limit: at {level} confidence, "
+        f"fewer than {delta} of new seeds breach by then, under the worst attack of this battery)"
     )
 
 
@@ -60,11 +62,12 @@ def titer_short(steps: int | None, cost: float | None) -> str:
 
 
 def attack_table(candidate: CandidateVerdict) -> Table:
-    """One row per attack: does it break the candidate, is it evidence, how far does the limit
-    reach, and why.
+    """One row per attack with a budget: does it break the candidate, is it evidence, how far does
+    the limit reach, and why.
     """
     rows: list[Row] = []
-    for a in candidate.resistance.attacks:
+    attacks = [a for a in candidate.resistance.attacks if not a.edit]
+    for a in attacks:
         rows.append(
             [
                 a.attack,
@@ -80,8 +83,10 @@ def attack_table(candidate: CandidateVerdict) -> Table:
             ]
         )
     r = candidate.resistance
+    own = {a.budget_text for a in attacks}
+    budget = words.budget(r) if len(own) > 1 or len(attacks) == len(r.attacks) else own.pop()
     return table(
-        f"Attacks on {candidate.name}, budget T = {f.count(r.budget, 'step')}, φ = {f.exact(r.phi)}",
+        f"Attacks on {candidate.name}, budget T = {budget}, φ = {f.exact(r.phi)}",
         [
             "attack",
             "role",
@@ -98,9 +103,57 @@ def attack_table(candidate: CandidateVerdict) -> Table:
         [
             "Seeds: complete runs of those needed for δ. Breach risk: one-sided upper bound "
             f"({f.percent(1 - r.alpha)}) of the probability that a new seed breaches by T.",
-            "A non-breach counts as evidence only if the same attack breaks the undefended control in every seed.",
+            "A non-breach counts as evidence only if the same attack breaks the undefended control "
+            "in every seed.",
         ],
     )
+
+
+def edit_table(candidate: CandidateVerdict) -> Table:
+    """One row per training-free edit: it breaks the model, or it does not."""
+    rows: list[Row] = []
+    for a in candidate.resistance.attacks:
+        if not a.edit:
+            continue
+        ends = [t.probes[-1] for t in a.trajectories if t.probes]
+        harms = [p.harm for p in ends if p.harm is not None]
+        rows.append(
+            [
+                a.attack,
+                a.role,
+                Cell(_breaks(a), a.status),
+                f"{a.breaches} of {max(a.n, a.breaches)}",
+                f"{a.n} of {a.n_required}",
+                f.percent(a.breach_upper),
+                f.fixed(max(harms) if harms else None),
+                f.flops(max((p.flops for p in ends), default=None)),
+                Cell(CONTROL_WORDS[a.control_status], a.control_status),
+                a.reason,
+            ]
+        )
+    return table(
+        f"Training-free edits of {candidate.name}",
+        [
+            "edit",
+            "role",
+            "breaks the model?",
+            "#breaches",
+            "#seeds",
+            "#breach risk ≤",
+            "#f afterwards, largest",
+            "#cost",
+            "control broken?",
+            "reason",
+        ],
+        rows,
+        ["An edit has no budget axis: more of it is another attack."] if rows else [],
+    )
+
+
+def _breaks(a: AttackVerdict) -> str:
+    if a.breaches:
+        return "yes"
+    return "no" if a.status == "holds" else "not decided"
 
 
 def quantile_text(a: AttackVerdict) -> str:
@@ -169,8 +222,10 @@ def seed_table(candidate: CandidateVerdict) -> Table:
                 [
                     a.attack,
                     str(t.seed),
-                    f.breach_interval(t),
-                    _flops_interval(t.last_resisting_flops, t.first_breached_flops),
+                    _edited(t) if a.edit else f.breach_interval(t),
+                    f.ABSENT
+                    if a.edit
+                    else _flops_interval(t.last_resisting_flops, t.first_breached_flops),
                     f.fixed(last.harm if last else None),
                     f.words(t.outcome),
                     second,
@@ -193,6 +248,15 @@ def seed_table(candidate: CandidateVerdict) -> Table:
     )
 
 
+def _edited(run: Trajectory) -> str:
+    """What an edit did to the model in one run."""
+    if run.first_breached is not None:
+        return "broken by the edit" if run.first_breached else "broken before it"
+    notes = ["not decided"] if run.ambiguous else ["not broken"]
+    notes += ["collapsed"] if run.collapsed_at is not None else []
+    return "; ".join(notes)
+
+
 def _flops_interval(low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return f.ABSENT
@@ -202,7 +266,7 @@ def _flops_interval(low: float | None, high: float | None) -> str:
 
 
 def harm_table(attack: AttackVerdict, who: str) -> Table:
-    """f at every probe of every seed, with the state of the reading: the numbers behind the curves."""
+    """f at every probe of every seed, with the state of the reading: what the curves show."""
     grid = sorted({p.step for t in attack.trajectories for p in t.probes})
     rows: list[Row] = []
     for t in attack.trajectories:
@@ -257,7 +321,8 @@ def factor_table(verdict: StudyVerdict) -> Table:
         for x in c.resistance.factors
     ]
     return table(
-        "Resistance factor: least budget that breaks the candidate over the least that breaks the reference, in FLOP",
+        "Resistance factor: least budget that breaks the candidate over the least that breaks the "
+        "reference, in FLOP",
         ["candidate", "against", "#estimate", "#interval", "#quantile of τ", "in words"],
         rows,
     )

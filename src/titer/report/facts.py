@@ -15,9 +15,10 @@ from titer.records.model import CellRecord, Reading
 from titer.records.view import RunView
 from titer.report import formats as f
 from titer.report.table import Row, Table, table
-from titer.study.cell import BEFORE_ALIGNMENT, Cell
+from titer.study.cell import BEFORE_ALIGNMENT
 from titer.study.spec import CONTROL
 from titer.verdicts.model import CandidateVerdict, StudyVerdict
+from titer.verdicts.words import shared_budgets
 
 PURPOSES = {
     "align": "alignment of M",
@@ -106,7 +107,9 @@ def alignment(view: RunView) -> Table:
 
 
 def work(view: RunView) -> list[tuple[str, str]]:
-    """(label, value) about how much was done: cells, wall time, FLOPs, memory, dates."""
+    """(label, value) about how much was done: cells, wall time, FLOPs (of them setup and search),
+    forward-only tokens, calls of judges, memory, dates.
+    """
     done = records(view)
     spent = sum(r.cost.seconds for r in done)
     probing = sum(r.probe_seconds for r in done)
@@ -123,6 +126,10 @@ def work(view: RunView) -> list[tuple[str, str]]:
         ("Wall time, probing", f.seconds(probing)),
         ("Wall time, total", f.seconds(spent + probing)),
         ("Training compute", f.flops(sum(r.cost.flops for r in done))),
+        ("Of it before the first step", f.flops(sum(r.cost.setup_flops for r in done))),
+        ("Of it choosing among variants", f.flops(sum(r.cost.search_flops for r in done))),
+        ("Tokens of forward-only passes", f.number(sum(r.cost.forward_tokens for r in done))),
+        ("Texts scored by a judge", f.number(sum(r.cost.judge_calls for r in done))),
         ("Peak memory of one cell", f.size(max((r.peak_memory_bytes for r in done), default=0))),
         ("Resumed from a checkpoint", f.count(sum(r.resumed for r in done), "time")),
     ]
@@ -168,13 +175,15 @@ def work_by_purpose(view: RunView) -> Table:
 
 
 def attack_cost(view: RunView, candidate: CandidateVerdict) -> Table:
-    """What the budget T cost the attacker, per attack: medians over the runs that spent all of it."""
+    """What the budget T cost the attacker, per attack: medians over the runs that spent all of it,
+    or had nothing left to do.
+    """
     rows = []
     for a in candidate.resistance.attacks:
         runs = [
             r
             for t in a.trajectories
-            if (r := view.records.get(t.digest)) and r.outcome == "reached_budget"
+            if (r := view.records.get(t.digest)) and r.outcome in ("reached_budget", "finished")
         ]
 
         def mid(
@@ -193,6 +202,10 @@ def attack_cost(view: RunView, candidate: CandidateVerdict) -> Table:
                 f.flops(mid(lambda r: r.cost.flops)),
                 f.seconds(mid(lambda r: r.cost.seconds)),
                 f.percent(share, 1),
+                f.flops(mid(lambda r: r.cost.setup_flops)),
+                f.flops(mid(lambda r: r.cost.search_flops)),
+                f.number(mid(lambda r: r.cost.forward_tokens)),
+                f.number(mid(lambda r: r.cost.judge_calls)),
             ]
         )
     return table(
@@ -206,6 +219,10 @@ def attack_cost(view: RunView, candidate: CandidateVerdict) -> Table:
             "#compute",
             "#wall time",
             "#parameters trained",
+            "#of it setup",
+            "#of it search",
+            "#forward-only tokens",
+            "#judge calls",
         ],
         rows,
     )
@@ -249,39 +266,6 @@ def measures(view: RunView) -> Table:
     return table("Measures", titles, rows)
 
 
-def models(view: RunView) -> Table:
-    """Identity of every root model: how the study names it, and the hash of its content."""
-    found = dict.fromkeys((f.without_paths(p.model_name), p.cell.model) for p in view.plan.cells)
-    rows = [[name, identity] for name, identity in found] or [
-        [f.without_paths(str(view.study.model)), f.ABSENT]
-    ]
-    return table("Models", ["model", "content hash"], rows)
-
-
-def tested(view: RunView, candidate: str) -> list[tuple[str, str]]:
-    """(label, value): which weights were attacked: the root model's content hash, and the cell that
-    built M* from it.
-    """
-    cells = [
-        p.cell
-        for p in view.plan.cells
-        if any(r.purpose == "attack" and r.candidate == candidate for r in p.roles)
-    ]
-    roots, built = (
-        list(dict.fromkeys(v for c in cells if (v := get(c)))) for get in (_root, _parent)
-    )
-    rows = [("Root model, content hash", ", ".join(roots))] if roots else []
-    return rows + ([("Built by the cell", ", ".join(built))] if built else [])
-
-
-def _root(cell: Cell) -> str | None:
-    return cell.model
-
-
-def _parent(cell: Cell) -> str | None:
-    return cell.parent
-
-
 def sources(view: RunView) -> Table:
     """Provenance of every text source as the plan gives it."""
     keys = list(dict.fromkeys(k for facts in view.plan.sources.values() for k in facts))
@@ -308,11 +292,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 def design(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
     """(label, value): what was fixed in the study before any result."""
     r = view.study.resistance
+    budget = verdict.control.resistance.budget_text or f.count(r.budget, "optimizer step")
     rows = [
         ("Threat model", f.words(verdict.threat_model)),
         ("Model M", f.without_paths(str(view.study.model))),
-        ("Budget T", f.count(r.budget, "optimizer step")),
-        ("Probes at", ", ".join(map(str, r.grid()))),
+        ("Budget T", budget),
+        ("Probes at", _probes(view)),
         (
             "Threshold φ",
             f.exact(r.phi)
@@ -330,6 +315,13 @@ def design(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
     if view.study.trainability:
         rows.append(("Seeds, trainability", f.seeds(view.study.trainability.seeds)))
     return rows
+
+
+def _probes(view: RunView) -> str:
+    """The probe steps, by attack where their budgets differ."""
+    r = view.study.resistance
+    own = [(a.label, ", ".join(map(str, r.grid(a))), "") for a in r.expanded()]
+    return shared_budgets(own)
 
 
 def study_yaml(view: RunView) -> str:

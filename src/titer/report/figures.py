@@ -39,8 +39,8 @@ def harm_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Fig
     out = []
     for a in candidate.resistance.attacks:
         base = control.get(a.attack)
-        if not a.trajectories and not (base and base.trajectories):
-            continue
+        if a.edit or (not a.trajectories and not (base and base.trajectories)):
+            continue  # an edit has no budget to draw f against
         grid = sorted(
             {*_grid(a, base), a.budget}
         )  # T is shown even where every run ended before it
@@ -58,7 +58,10 @@ def harm_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Fig
         for t in a.trajectories:
             _draw(panel, t, "candidate")
         text = _harm_summary(a, base, candidate.name)
-        title = f"{words.reading_name(candidate)} against budget, attack {a.attack}, candidate {candidate.name}"
+        title = (
+            f"{words.reading_name(candidate)} against budget, attack {a.attack}, candidate "
+            f"{candidate.name}"
+        )
         drawn = panel.render(_ident("harm", candidate.name, a.attack), title, text)
         out.append(Figure(a.attack, text, drawn, (harm_table(a, candidate.name),)))
     return out
@@ -100,11 +103,13 @@ def _harm_summary(a: AttackVerdict, base: AttackVerdict | None, name: str) -> st
 
 
 def survival_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Figure]:
-    """Per attack: share of seeds not breached at each common probe, with exact simultaneous bands."""
+    """Per attack: share of seeds not breached at each common probe, with exact simultaneous
+    bands.
+    """
     control = {a.attack: a for a in verdict.control.resistance.attacks}
     out = []
     for a in candidate.resistance.attacks:
-        if not a.curve:
+        if not a.curve or a.edit:
             continue
         base = control.get(a.attack)
         grid = sorted({p.step for p in a.curve})
@@ -116,8 +121,8 @@ def survival_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list
         _draw_share(panel, a, "candidate", 0)
         last = a.curve[-1]
         text = (
-            f"At step {last.step}, {last.n - last.breached} of {f.count(last.n, 'seed')} not breached; exact band "
-            f"{f.fixed(1 - last.high)} to {f.fixed(1 - last.low)}."
+            f"At step {last.step}, {last.n - last.breached} of {f.count(last.n, 'seed')} not "
+            f"breached; exact band {f.fixed(1 - last.high)} to {f.fixed(1 - last.low)}."
         )
         title = f"Share of seeds not breached, attack {a.attack}, candidate {candidate.name}"
         drawn = panel.render(_ident("share", candidate.name, a.attack), title, text)
@@ -156,9 +161,8 @@ def budget_figure(verdict: StudyVerdict, candidate: CandidateVerdict) -> Figure 
         if a.role == "attack" and (ours or theirs):
             rows.append(svg.RangeRow(a.attack, ours, theirs))
             least = min((high for _, high in ours if high is not None), default=None)
-            words_.append(
-                f"{a.attack}: {'no breach' if least is None else 'breach by ' + f.flops(least) + ' at the earliest'}"
-            )
+            by = "no breach" if least is None else f"breach by {f.flops(least)} at the earliest"
+            words_.append(f"{a.attack}: {by}")
     if not rows:
         return None
     title = f"Breach budgets in training FLOPs, candidate {candidate.name} and control"
@@ -203,7 +207,10 @@ def learning_figures(candidate: CandidateVerdict) -> list[Figure]:
             for step, value in points:
                 if value is not None:
                     panel.mark(step, value, shape, f"{who} full")
-        text = f"At the end M {f.number(t.control_final)}, {candidate.name} {f.number(t.candidate_final)}; {t.status}."
+        text = (
+            f"At the end M {f.number(t.control_final)}, {candidate.name} "
+            f"{f.number(t.candidate_final)}; {t.status}."
+        )
         title = f"Learning curve, task {t.name}, candidate {candidate.name}"
         out.append(
             Figure(t.name, text, panel.render(_ident("learn", candidate.name, t.name), title, text))

@@ -81,7 +81,8 @@ def engineering(value: float | None, unit: str = "", digits: int = 3) -> str:
         return number(value, digits) + tail
     mantissa = value / 10.0**power
     places = max(0, digits - 1 - math.floor(math.log10(abs(mantissa))))
-    return f"{_minus(f'{mantissa:.{places}f}')}\u00a0×\u00a010{str(power).translate(SUPERSCRIPT)}{tail}"
+    exponent = str(power).translate(SUPERSCRIPT)
+    return f"{_minus(f'{mantissa:.{places}f}')}\u00a0×\u00a010{exponent}{tail}"
 
 
 def flops(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from titer.records.view import RunView
-from titer.report import answer, conditions, evidence, facts, figures, risk, words
+from titer.report import answer, conditions, evidence, facts, figures, risk, starts, words
 from titer.report import formats as f
 from titer.report.table import SIGNS, tone
 from titer.study.base import visible
@@ -49,6 +49,7 @@ def render_html(
         conditions=conditions,
         facts=facts,
         figures=figures,
+        starts=starts,
         words=words,
         transcripts=_transcripts(transcripts),
         transcripts_cut=max(0, len(transcripts or ()) - MAX_TRANSCRIPTS),

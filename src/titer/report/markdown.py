@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from titer.records.view import RunView
-from titer.report import answer, conditions, evidence, facts, risk, words
+from titer.report import answer, conditions, evidence, facts, risk, starts, words
 from titer.report import formats as f
 from titer.report.table import SIGNS, Table
 from titer.study.base import visible
@@ -64,8 +64,8 @@ def render_markdown(view: RunView, verdict: StudyVerdict) -> str:
 def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     yield f"# {md(verdict.title or verdict.study)}"
     yield (
-        f"Study `{verdict.study}`, digest `{verdict.study_digest}`; threat model: {md(f.words(verdict.threat_model))}; "
-        f"{verdict.grade} grade; {verdict.status}."
+        f"Study `{verdict.study}`, digest `{verdict.study_digest}`; threat model: "
+        f"{md(f.words(verdict.threat_model))}; {verdict.grade} grade; {verdict.status}."
     )
     for kind, text in words.notices(view, verdict):
         yield f"> {SIGNS[kind]} **{kind}** {md(text)}"
@@ -82,14 +82,17 @@ def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     for c in verdict.candidates:
         yield f"### {md(c.name)}"
         yield from _claims(c)
-        for table in (evidence.attack_table(c), evidence.settings_table(c), evidence.seed_table(c)):
+        yield from _table(evidence.attack_table(c))
+        yield from _table(evidence.edit_table(c), empty="")
+        for table in (evidence.settings_table(c), evidence.seed_table(c)):
             yield from _table(table)
     yield "### Breach budgets of the control"
     yield from _table(evidence.seed_table(verdict.control), caption=False)
     yield "## How sure: survival and risk"
     for c in verdict.candidates:
         for a in c.resistance.attacks:
-            yield from _table(evidence.share_table(a, c.name))
+            if not a.edit:
+                yield from _table(evidence.share_table(a, c.name))
         yield from _table(risk.risk_table(c), empty="")
         yield from _table(risk.fit_table(c), empty="")
     yield "## Resistance factor"
@@ -132,8 +135,8 @@ def _conditions(verdict: StudyVerdict) -> Iterator[str]:
     for c in verdict.candidates:
         g = c.generalization
         yield (
-            f"**{md(c.name)}**: {g.status}; in-domain {g.in_domain}, cross-domain {g.cross_domain}, cross-source "
-            f"{g.cross_source}. {md(g.claim)}"
+            f"**{md(c.name)}**: {g.status}; in-domain {g.in_domain}, cross-domain "
+            f"{g.cross_domain}, cross-source {g.cross_source}. {md(g.claim)}"
         ).rstrip()
         yield from _table(conditions.matrix_table(c.name, g), empty="")
         yield from _table(conditions.reasons_table(g), empty="")
@@ -171,7 +174,9 @@ def _provenance(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     yield pairs_table([*facts.machine(view), *facts.work(view)])
     for table in (
         facts.work_by_purpose(view),
-        facts.models(view),
+        starts.models(view),
+        starts.loaded_table(view),
+        starts.wording_table(view),
         facts.sources(view),
         facts.measures(view),
     ):
@@ -182,7 +187,8 @@ def _provenance(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     yield "### How to reproduce"
     commands = "\n".join(command for command, _ in words.commands(view))
     yield f"```\n{commands}\n```"
-    yield f"<details><summary>The whole study</summary>\n\n{_fenced(facts.study_yaml(view))}\n\n</details>"
+    body = _fenced(facts.study_yaml(view))
+    yield f"<details><summary>The whole study</summary>\n\n{body}\n\n</details>"
 
 
 def _fenced(text: str) -> str:

@@ -43,11 +43,13 @@ def risk_table(candidate: CandidateVerdict) -> Table:
         ],
         rows,
         [
-            f"Exact one-sided limits at {level}; 'all attacks at once' divides the error among the attacks. p: of 'a new seed "
-            "breaches by T with probability at least δ'; 1 where the evidence is unfit.",
+            f"Exact one-sided limits at {level}; 'all attacks at once' divides the error among the "
+            "attacks. p: of 'a new seed breaches by T with probability at least δ'; 1 where the "
+            "evidence is unfit.",
             *(
                 [
-                    "Best of k: probability that the best of k new seeds breaches, as lower limit – estimate – upper limit."
+                    "Best of k: probability that the best of k new seeds breaches, as lower limit "
+                    "– estimate – upper limit."
                 ]
                 if tries
                 else []

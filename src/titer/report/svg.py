@@ -75,7 +75,8 @@ class Panel:
         shapes = {
             "dot": f'<circle class="{css}" cx="{a}" cy="{b}" r="2.6"/>',
             "ring": f'<circle class="{css}" cx="{a}" cy="{b}" r="3.2"/>',
-            "square": f'<rect class="{css}" x="{_n(x - 2.4)}" y="{_n(y - 2.4)}" width="4.8" height="4.8"/>',
+            "square": f'<rect class="{css}" x="{_n(x - 2.4)}" y="{_n(y - 2.4)}" width="4.8" '
+            'height="4.8"/>',
             "right": f'<path class="{css}" d="M{_n(x - 2.5)} {_n(y - 4)}l7 4l-7 4z"/>',
             "cross": f'<path class="{css}" d="M{_n(x - 3)} {_n(y - 3)}l6 6m0 -6l-6 6"/>',
         }
@@ -91,22 +92,15 @@ class Panel:
 
     def render(self, ident: str, title: str, desc: str) -> Markup:
         """The finished chart with its text alternative."""
-        safe = escape(ident)
-        body = "".join([*self._axes(), *self.parts])
-        return Markup(
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{safe}-t {safe}-d">'
-            f'<title id="{safe}-t">{escape(title)}</title><desc id="{safe}-d">{escape(desc)}</desc>{body}</svg>'
-        )
+        return _chart(ident, title, desc, [*self._axes(), *self.parts], WIDTH, str(HEIGHT))
 
     def _axes(self) -> list[str]:
         base, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         out = []
         for value in y_ticks(self.low, self.high):
-            y = _n(self.y(value))
+            y, below = _n(self.y(value)), _n(self.y(value) + 3.5)
             out.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
-            out.append(
-                f'<text x="{LEFT - 6}" y="{_n(self.y(value) + 3.5)}" text-anchor="end">{value:g}</text>'
-            )
+            out.append(f'<text x="{LEFT - 6}" y="{below}" text-anchor="end">{value:g}</text>')
         for step in self._x_ticks():
             x = self.x(step)
             out.append(f'<path class="axis" d="M{_n(x)} {base}v4"/>')
@@ -114,14 +108,11 @@ class Panel:
                 f'<text x="{_n(x)}" y="{base + 15}" text-anchor="middle">{_short(step)}</text>'
             )
         out.append(f'<path class="axis" d="M{LEFT} {base}H{right}"/>')
-        middle = (LEFT + right) / 2
-        out.append(
-            f'<text class="name" x="{_n(middle)}" y="{HEIGHT - 6}" text-anchor="middle">{escape(self.x_label)}</text>'
-        )
+        out.append(_name((LEFT + right) / 2, HEIGHT - 6, self.x_label))
         half = (TOP + base) / 2
         out.append(
-            f'<text class="name" transform="translate(12 {_n(half)}) rotate(-90)" text-anchor="middle">'
-            f"{escape(self.y_label)}</text>"
+            f'<text class="name" transform="translate(12 {_n(half)}) rotate(-90)" '
+            f'text-anchor="middle">{escape(self.y_label)}</text>'
         )
         return out
 
@@ -161,7 +152,8 @@ def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Mark
         return left + (min(max(value, -3), 3) + 3) / 6 * (right - left)
 
     out = [
-        f'<path class="grid" d="M{_n(x(0))} 6V{height - 28}"/><path class="phi" d="M{_n(x(-1))} 6V{height - 28}"/>'
+        f'<path class="grid" d="M{_n(x(0))} 6V{height - 28}"/>',
+        f'<path class="phi" d="M{_n(x(-1))} 6V{height - 28}"/>',
     ]
     for tick, label in (
         (-3, "−3"),
@@ -185,11 +177,7 @@ def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Mark
         if row.low is None or row.low < -3:
             out.append(f'<path class="candidate full" d="M{_n(left)} {_n(y - 4)}l-7 4l7 4z"/>')
         out.append(f'<circle class="candidate full" cx="{_n(x(row.value))}" cy="{_n(y)}" r="3.2"/>')
-    safe = escape(ident)
-    return Markup(
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{safe}-t {safe}-d">'
-        f'<title id="{safe}-t">{escape(title)}</title><desc id="{safe}-d">{escape(desc)}</desc>{"".join(out)}</svg>'
-    )
+    return _chart(ident, title, desc, out, width, str(height))
 
 
 @dataclass(frozen=True)
@@ -224,11 +212,9 @@ def ranges(ident: str, title: str, desc: str, rows: Sequence[RangeRow], *, x_lab
     every = max(1, math.ceil((last - first) / 6))
     out = []
     for power in range(first, last + 1, every):
-        tick = _n(x(10.0**power))
+        tick, label = _n(x(10.0**power)), f"10{str(power).translate(SUPERSCRIPT)}"
         out.append(f'<path class="grid" d="M{tick} 4V{height - 34}"/>')
-        out.append(
-            f'<text x="{tick}" y="{height - 20}" text-anchor="middle">10{str(power).translate(SUPERSCRIPT)}</text>'
-        )
+        out.append(f'<text x="{tick}" y="{height - 20}" text-anchor="middle">{label}</text>')
     y = 4.0
     for row, tall in zip(rows, heights, strict=True):
         out.append(f'<text class="label" x="{left}" y="{_n(y + 14)}">{escape(row.name)}</text>')
@@ -236,23 +222,32 @@ def ranges(ident: str, title: str, desc: str, rows: Sequence[RangeRow], *, x_lab
         for who, spans in (("candidate", row.candidate), ("control", row.control)):
             for low, high in spans:
                 end = right if high is None else x(high)
-                out.append(
-                    f'<path class="{who} {"bar" if who == "candidate" else "thin"}" d="M{_n(x(low))} {_n(at)}H{_n(end)}"/>'
-                )
+                css = f"{who} {'bar' if who == 'candidate' else 'thin'}"
+                out.append(f'<path class="{css}" d="M{_n(x(low))} {_n(at)}H{_n(end)}"/>')
                 if high is None:
                     out.append(
                         f'<path class="{who} full" d="M{_n(right)} {_n(at - 3)}l6 3l-6 3z"/>'
                     )
                 at += bar
         y += tall
-    middle = (left + right) / 2
-    out.append(
-        f'<text class="name" x="{_n(middle)}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>'
-    )
+    out.append(_name((left + right) / 2, height - 4, x_label))
+    return _chart(ident, title, desc, out, width, _n(height))
+
+
+def _name(x: float, y: float, text: str) -> str:
+    """What an axis shows, centred."""
+    return f'<text class="name" x="{_n(x)}" y="{y}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _chart(
+    ident: str, title: str, desc: str, parts: Sequence[str], width: int, height: str
+) -> Markup:
+    """A finished chart with its text alternative."""
     safe = escape(ident)
     return Markup(
-        f'<svg viewBox="0 0 {width} {_n(height)}" role="img" aria-labelledby="{safe}-t {safe}-d">'
-        f'<title id="{safe}-t">{escape(title)}</title><desc id="{safe}-d">{escape(desc)}</desc>{"".join(out)}</svg>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{safe}-t {safe}-d">'
+        f'<title id="{safe}-t">{escape(title)}</title>'
+        f'<desc id="{safe}-d">{escape(desc)}</desc>{"".join(parts)}</svg>'
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from pathlib import Path
 from titer.data.pools import Pools
 from titer.engine.checkpoint import EVERY_S
 from titer.engine.planning import plan
-from titer.errors import RecordError, StorageError, TiterError, UsageError
+from titer.errors import RecordError, RunError, StorageError, TiterError, UsageError
 from titer.records.model import CellRecord
 from titer.records.store import RunStore, storage_error
-from titer.runners.executors import Executor, Setup, died, executor
+from titer.runners.executors import Executor, Setup, executor
 from titer.runners.placement import place
 from titer.study.cell import Plan, Planned
 from titer.study.plugins import load_plugins
@@ -186,15 +186,15 @@ class _Session:
             while hopeless := [d for d, p in waiting.items() if made_by(p) & lost]:
                 lost.update(hopeless)  # what starts from these is lost too
                 waiting = {d: p for d, p in waiting.items() if d not in lost}
-            try:
-                while (
-                    len(running) < limit
-                    and not self._enough_with(running)
-                    and (ready := _ready(waiting, running))
-                ):
+            while (
+                len(running) < limit
+                and not self._enough_with(running)
+                and (ready := _ready(waiting, running))
+            ):
+                try:
                     running[ready.digest] = executor.submit(waiting.pop(ready.digest))
-            except BrokenExecutor as error:
-                raise died(" or ".join(running)) from error
+                except BrokenExecutor as error:
+                    raise _died({**running, ready.digest: None}) from error
             if not running:
                 break
             finished, _ = wait(running.values(), return_when=FIRST_COMPLETED)
@@ -203,7 +203,7 @@ class _Session:
                 try:
                     self.records[digest] = future.result()
                 except BrokenExecutor as error:
-                    raise died(" or ".join(running)) from error
+                    raise _died(running) from error
                 except TiterError as error:
                     failures.append(error)
                     lost.add(digest)
@@ -250,6 +250,17 @@ def made_by(planned: Planned) -> set[str]:
     """Digests of the building cells whose models a cell needs."""
     starts = (planned.start, *planned.models.values())
     return {start.parent for start in starts if start.parent}
+
+
+def _died(running: Iterable[str]) -> RunError:
+    return RunError(
+        "a worker process died",
+        field="cell",
+        value=" or ".join(running),
+        expected="to finish",
+        remedy="often memory ran out: use fewer --workers; then give the same command again, "
+        "finished cells are kept",
+    )
 
 
 def _ready(waiting: dict[str, Planned], running: dict[str, Future[CellRecord]]) -> Planned | None:

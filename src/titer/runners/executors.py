@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -62,7 +61,8 @@ class Executor(Protocol):
     """Runs cells whose models are all made. slots: how many at a time.
 
     A future ends with the cell's record, which is then safe on disk, with the TiterError of the
-    cell, or with RunError if the worker died.
+    cell, or with BrokenExecutor if a worker died; nothing can be submitted then any more, and
+    `submit` raises BrokenExecutor too. `execute` tells which cells were lost.
     """
 
     slots: int
@@ -124,10 +124,7 @@ class Pool:
         )
 
     def submit(self, planned: Planned) -> Future[CellRecord]:
-        try:
-            return self._pool.submit(_perform, planned)
-        except BrokenProcessPool as error:
-            raise died(planned.digest) from error
+        return self._pool.submit(_perform, planned)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -140,17 +137,6 @@ def _pool(setup: Setup) -> Iterator[Executor]:
         yield pool
     finally:
         pool.close()
-
-
-def died(cells: str) -> RunError:
-    return RunError(
-        "a worker process died",
-        field="cell",
-        value=cells,
-        expected="to finish",
-        remedy="often memory ran out: use fewer --workers; then give the same command again, "
-        "finished cells are kept",
-    )
 
 
 _runner: CellRunner | None = None

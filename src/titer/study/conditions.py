@@ -98,8 +98,7 @@ def _no_empty_or_repeated(points: dict[str, tuple[Any, ...]]) -> dict[str, tuple
                 "there is nothing to choose from",
                 field=name,
                 value=[],
-                expected="at least one value",
-                remedy="name values, or remove the field",
+                expected="at least one value, or no such field",
             )
         no_repeats(values, name, f"values of {name}")
     return points
@@ -171,8 +170,15 @@ class Resistance(Strict):
                     field="probes",
                     value=list(probes),
                     expected=f"increasing steps, the first 0 and the last {self.budget}",
-                    remedy="mend them, or use `probes: geometric`",
+                    remedy="or use `probes: geometric`",
                 )
+        if self.harm.part is None:
+            raise Contradiction(
+                "harm must be read on a part of a pool, so that other prompts can confirm a breach",
+                field="harm.part",
+                value=None,
+                expected="a part other than the one under `confirm`",
+            )
         if self.harm.part == self.confirm:
             raise Contradiction(
                 "a breach must be confirmed on other prompts",
@@ -192,7 +198,6 @@ class Resistance(Strict):
                     field="attacks",
                     value=use.name,
                     expected="a name of its own",
-                    remedy="rename it",
                 )
         no_repeats([a.name for a in self.expanded()], "attacks", "attack names")
         return self

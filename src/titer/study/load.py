@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from titer.errors import StudyError, UnknownNameError
 from titer.study.base import Contradiction
-from titer.study.spec import Study
+from titer.study.conditions import FlopsBudget
+from titer.study.spec import Candidate, Study
 
 
 class _UniqueLoader(yaml.SafeLoader):
@@ -36,7 +37,6 @@ class _UniqueLoader(yaml.SafeLoader):
                     field=key.value,
                     value=f"lines {seen[key.value]} and {line}",
                     expected="each key once",
-                    remedy="remove one of the two",
                 )
             seen[key.value] = line
         return node
@@ -86,11 +86,10 @@ def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
         return validated(Study, _numbers(dict(source)), "study")
     if not isinstance(source, (str, Path)):
         raise StudyError(
-            "this is no study",
+            "this is not a study",
             field="study",
             value=_short(source),
             expected="the name of a built-in study, a YAML file, a dictionary or a Study",
-            remedy="give one of them",
         )
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -105,14 +104,13 @@ def load_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
                 field="study",
                 value=str(path),
                 expected="a YAML file in UTF-8",
-                remedy="check the path",
             ) from error
         return parse_study(text, base=path.parent, where=str(path))
     builtin = builtin_studies()
     if str(source) not in builtin:
         near = difflib.get_close_matches(str(source), builtin, n=3, cutoff=0.5)
         raise UnknownNameError(
-            "no built-in study has this name, and no file",
+            "no built-in study and no file has this name",
             field="study",
             value=str(source),
             expected=f"a YAML file, or one of {', '.join(sorted(builtin))}",
@@ -136,7 +134,7 @@ def parse_study(text: str, *, base: Path, where: str) -> Study:
             field="study",
             value=where,
             expected="valid YAML",
-            remedy="mend that line; text with a colon or a tab in it needs quotes",
+            remedy="text with a colon or a tab in it needs quotes",
         ) from error
     if not isinstance(raw, dict):
         raise StudyError(
@@ -199,94 +197,182 @@ def resolved_model(value: Any, base: Path = Path(".")) -> Any:
 
 
 def validated(cls: type[BaseModel], raw: Any, where: str) -> Any:
-    """`cls(**raw)`, with pydantic's complaints told as one StudyError naming field, value,
-    expectation and remedy.
+    """`cls(**raw)`, with pydantic's complaints told as one StudyError: what is wrong, in which
+    field, and what would be right.
     """
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        raise _told(error, cls, where) from error
+        raise _told(error, cls, raw, where) from error
 
 
-def _told(error: ValidationError, cls: type[BaseModel], where: str) -> StudyError:
-    """The first complaint as one message."""
+SHORT_FORMS: dict[type[BaseModel], tuple[str, ...]] = {
+    Candidate: ("defense", "steps", "data", "seed"),
+}
+"""Fields that can be written although the model does not have them: they stand for others."""
+
+_LACKING = {
+    "budget": "a number of optimizer steps",
+    "flops": "training FLOPs; for a budget in steps, just the number",
+    "parts": "name → number of examples",
+    "seeds": "a list of whole numbers",
+    "steps": "a number of optimizer steps",
+}
+"""What a missing field should have, where its name does not say it."""
+
+_PATTERNS = {
+    "^[A-Za-z0-9][A-Za-z0-9_.@=+-]*$": "letters, digits and _ . @ = + -, the first of them a "
+    "letter or digit",
+    "^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+$": "a part of a pool, written pool/part",
+    "^[A-Za-z0-9_-]+$": "letters, digits, _ and -",
+}
+"""What the patterns of names mean."""
+
+_PAGE = "see docs/studies.md, which explains every field"
+
+
+def _told(error: ValidationError, cls: type[BaseModel], raw: Any, where: str) -> StudyError:
+    """The complaint that matters most, as one message."""
     errors = error.errors(include_url=False)
-    first = errors[0]
-    if (
-        first["type"] == "literal_error"
-    ):  # a field that may also be something else complains once for each kind
-        first = max(
-            (e for e in errors if e["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]),
-            key=_depth,
-        )
-    loc = [part for part in first["loc"] if not _is_kind(part)]
-    others = len({_outer(e["loc"]) for e in errors} - {_outer(first["loc"])})
-    more = f" (and {others} more)" if others else ""
+    first = _most_telling(errors, raw)
+    places = {_place(e, raw) for e in errors}
+    loc = _as_written(first, raw)
+    more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+    field = ".".join(map(str, loc)) or where
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, Contradiction):
-        field = ".".join(filter(None, (*map(str, loc), cause.field))) or where
         return StudyError(
             f"{where}: {cause.problem}{more}",
-            field=field,
+            field=".".join(filter(None, (*map(str, loc), cause.field))) or where,
             value=_short(cause.value),
             expected=cause.expected,
             remedy=cause.remedy,
         )
-    field = ".".join(map(str, loc)) or where
     if first["type"] == "extra_forbidden":
-        known = _fields_at(cls, loc[:-1])
+        known = _fields_at(cls, first["loc"][:-1])
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         return StudyError(
             f"{where}: unknown field{more}",
             field=field,
             value=_short(first["input"]),
             expected=f"one of {', '.join(known)}" if known else "a field this part of a study has",
-            remedy=(f"did you mean {near[0]}? " if near else "correct the spelling, or remove it; ")
-            + "docs/studies.md explains every field",
+            remedy=f"did you mean {near[0]}?" if near else _PAGE,
         )
     if first["type"] == "missing":
         return StudyError(
             f"{where}: a field is missing{more}",
             field=field,
             value=None,
-            expected="a value",
-            remedy="add it; docs/studies.md explains every field",
+            expected=_LACKING.get(str(loc[-1]), "a value"),
+            remedy=_PAGE,
         )
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return StudyError(
         f"{where}: a value is not what it should be{more}",
         field=field,
         value=_short(first["input"]),
-        expected=expected,
-        remedy="correct it; docs/studies.md explains every field",
+        expected=" or ".join(_expected(e, cls) for e in _alternatives(first, errors, raw)),
+        remedy=_PAGE,
     )
 
 
-def _depth(complaint: Any) -> int:
-    return len(complaint["loc"])
+def _most_telling(errors: list[Any], raw: Any) -> Any:
+    """The first complaint; but of a value that may be of several kinds, the one about the kind that
+    fits best, and a misspelt field rather than the one it stands for.
+    """
+    first = errors[0]
+    if any(_is_kind(part) for part in first["loc"]):
+        place = _place(first, raw)
+        first = max((e for e in errors if _place(e, raw) == place), key=lambda e: len(e["loc"]))
+    if first["type"] == "missing":
+        for other in errors:
+            if other["type"] == "extra_forbidden" and other["loc"][:-1] == first["loc"][:-1]:
+                return other
+    return first
 
 
-def _outer(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The place in the study, without what pydantic adds for the kinds a value might have been."""
-    return tuple(itertools.takewhile(lambda part: not _is_kind(part), loc))
+def _alternatives(first: Any, errors: list[Any], raw: Any) -> list[Any]:
+    """The complaint, and those about the other kinds that the same value may be of."""
+    if not any(_is_kind(part) for part in first["loc"]):
+        return [first]
+    place, depth = _place(first, raw), len(first["loc"])
+    return [e for e in errors if _place(e, raw) == place and len(e["loc"]) == depth]
+
+
+def _expected(complaint: Any, cls: type[BaseModel]) -> str:
+    """What a value should be, in words."""
+    kind, context = complaint["type"], complaint.get("ctx", {})
+    if kind == "model_type":
+        known = _fields_at(cls, complaint["loc"])
+        return f"a mapping with the fields {', '.join(known)}" if known else "a mapping"
+    if kind == "string_pattern_mismatch" and context.get("pattern") in _PATTERNS:
+        return _PATTERNS[context["pattern"]]
+    if kind in ("tuple_type", "list_type"):
+        return "a list"
+    if kind in ("int_type", "int_parsing", "int_from_float"):
+        return "a whole number"
+    if kind in ("float_type", "float_parsing"):
+        return "a number"
+    return complaint["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+
+
+def _as_written(complaint: Any, raw: Any) -> list[int | str]:
+    """Where in the study, as its author wrote it, a complaint belongs: without what pydantic adds
+    for kinds of values and what a short form stands for.
+    """
+    return _written(complaint["loc"], raw, complaint["type"] == "missing")
+
+
+def _place(complaint: Any, raw: Any) -> tuple[int | str, ...]:
+    """The same, up to a value that may be of several kinds."""
+    loc = tuple(itertools.takewhile(lambda part: not _is_kind(part), complaint["loc"]))
+    return tuple(_written(loc, raw, complaint["type"] == "missing"))
 
 
 def _is_kind(part: int | str) -> bool:
-    return isinstance(part, str) and part.startswith(("literal[", "tuple[", "function-"))
+    """Does pydantic add this for a kind of value?"""
+    return isinstance(part, str) and (
+        part.startswith(("literal[", "tuple[", "function-", "constrained-"))
+        or part == FlopsBudget.__name__
+    )
 
 
-def _fields_at(cls: type[BaseModel], loc: list[int | str]) -> list[str]:
-    """Names of the fields of the part of a study that `loc` leads to."""
+def _written(loc: Iterable[int | str], raw: Any, missing: bool) -> list[int | str]:
+    found: list[int | str] = []
+    parts, here, outer = list(loc), raw, None
+    while parts:
+        part = parts.pop(0)
+        if isinstance(here, Mapping) and part in here:
+            found.append(part)
+            here, outer = here[part], here
+        elif isinstance(here, (list, tuple)) and isinstance(part, int):
+            found.append(part)
+            here, outer = (here[part] if part < len(here) else None), here
+        elif isinstance(here, Mapping) and part == "stages" and "defense" in here:
+            parts = ["defense" if p == "method" else p for p in parts[1:]]
+        elif isinstance(here, Mapping) and part == "seeds" and "seed" in here:
+            found.append("seed")
+            parts = []
+        elif part in ("examples", "domains") and isinstance(outer, Mapping) and part in outer:
+            found[-1] = part  # given once for all slots
+        elif missing and not parts:
+            found.append(part)
+    return found
+
+
+def _fields_at(cls: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
+    """Names of the fields that may be written in the part of a study that `loc` leads to."""
     here: type[BaseModel] | None = cls
     parts = iter(p for p in loc if not isinstance(p, int))
     for part in parts:
         if here is None:
             return []
+        if part not in here.model_fields:  # a kind of value
+            continue
         annotation = here.model_fields[str(part)].annotation
         if get_origin(annotation) is dict:
             next(parts, None)  # the key, which is no field
         here = next((a for a in _parts_of(annotation) if _has_fields(a)), None)
-    return list(here.model_fields) if here else []
+    return [*here.model_fields, *SHORT_FORMS.get(here, ())] if here else []
 
 
 def _has_fields(value: Any) -> bool:

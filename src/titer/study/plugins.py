@@ -17,6 +17,9 @@ _registered: dict[str, type] = {}
 """Classes given to `register` in this process, by qualified name."""
 _changes = 0
 """How often the registry changed, so that what was looked up before can be looked up again."""
+_loaded: dict[Path, str] = {}
+"""Plug-in file → name of the module made of its content when it was last loaded."""
+_PREFIX = "titer_plugin_"
 
 
 def register(cls: type) -> type:
@@ -34,7 +37,9 @@ def register(cls: type) -> type:
             value=getattr(cls, "__name__", cls),
             expected="a class with `name = '…'`, derived from Attack, Defense, Measure …",
         )
-    _registered[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    key = f"{cls.__module__}.{cls.__qualname__}"
+    _registered.pop(key, None)  # the last one registered stands last
+    _registered[key] = cls
     _changes += 1
     return cls
 
@@ -57,10 +62,14 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
                 value=str(path),
                 expected="a Python file",
             ) from error
-        name = f"titer_plugin_{path.stem}_{hashlib.sha256(content).hexdigest()[:16]}"
-        if name in sys.modules:
+        name = f"{_PREFIX}{path.stem}_{hashlib.sha256(content).hexdigest()[:16]}"
+        before = _loaded.get(path.resolve())
+        if before == name:
             continue
-        module = _imported(name, path)
+        module = sys.modules.get(name) or _imported(name, path)
+        for key in [k for k, cls in _registered.items() if cls.__module__ == before]:
+            del _registered[key]  # what the file does not define any more is not known any more
+        _loaded[path.resolve()] = name
         for value in vars(module).values():
             if inspect.isclass(value) and value.__module__ == name and _named(value):
                 register(value)
@@ -94,10 +103,12 @@ def _named(cls: type) -> bool:
 
 
 def code_digest(cls: type) -> str:
-    """sha256 (16 hex digits) of the source file of a class that is not part of titer; empty for a
-    built-in one, whose `version` tells its code. Raises StudyError if there is no source to read."""
+    """sha256 (16 hex digits) of the source file of a class that is not part of titer, as it was when
+    a plug-in file was loaded; empty for a built-in one, whose `version` tells its code. Raises StudyError if there is no source to read."""
     if cls.__module__.partition(".")[0] == "titer":
         return ""
+    if cls.__module__.startswith(_PREFIX):  # its file may say something else by now
+        return cls.__module__.rpartition("_")[2]
     try:
         file = inspect.getsourcefile(cls)
         source = Path(file).read_bytes() if file and Path(file).is_file() else None

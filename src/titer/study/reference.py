@@ -9,6 +9,7 @@ from pydantic import model_validator
 from titer.study.base import Strict
 
 Source = Literal["tiny", "package", "path", "hub"]
+Task = Literal["causal", "embedding"]
 
 
 class ModelRef(Strict):
@@ -19,13 +20,17 @@ class ModelRef(Strict):
     source: `tiny` (shipped with titer; name = base | aligned | untaught), `package` (weights
     carried by a registry package; name = a row of titer.assets.packages), `path` (a local directory
     in transformers' layout), `hub`. revision: a hub commit or tag. trust_remote_code: off unless
-    the study says so.
+    the study says so. task: `causal`, a language model; `embedding`, an encoder that a method reads
+    as a further model.
     """
 
     source: Source
     name: str
     revision: str | None = None
     trust_remote_code: bool = False
+    task: Task = "causal"
+
+    LATER = frozenset({"task"})
 
     @model_validator(mode="before")
     @classmethod

@@ -172,15 +172,18 @@ def releaser_study(
 
 
 def check_exists(model: str, field: str) -> None:
-    """Refuse a path that is not there, with a word to those who meant a hub id. Raises StudyError."""
+    """Refuse a path that is not there; whoever meant a hub id is told how to write it. Raises
+    StudyError.
+    """
     reference = ModelRef.model_validate(model)
     if reference.source == "path" and not Path(reference.name).expanduser().exists():
         raise StudyError(
             "there is no such model directory",
             field=field,
             value=model,
-            expected="a directory in transformers' layout, a .gguf file, hub:ORG/NAME, tiny:NAME or package:NAME",
-            remedy=f"check the path; if it is a hub id, write hub:{reference.name}",
+            expected="a directory in transformers' layout, a .gguf file, hub:ORG/NAME, tiny:NAME "
+            "or package:NAME",
+            remedy=f"if it is a hub id, write hub:{reference.name}",
         )
 
 
@@ -205,8 +208,8 @@ def file_pool(
 ) -> dict[str, Any]:
     """A pool from a JSONL file, cut by shares of its distinct prompts.
 
-    needs: what every line must have beside a prompt. Raises StudyError if the file is unfit or too
-    short.
+    needs: what every line must have beside a prompt. Raises StudyError if a line lacks something or
+    the file is too short.
     """
     count = _distinct_prompts(path, field, needs)
     parts = {name: int(share * count) or 1 for name, share in shares.items()}
@@ -216,7 +219,6 @@ def file_pool(
             field=field,
             value=f"{count} distinct prompts in {path}",
             expected=f"at least {len(shares)}, better several hundred",
-            remedy="give more lines",
         )
     return {
         "source": "jsonl",
@@ -235,7 +237,6 @@ def _distinct_prompts(path: Path, field: str, needs: tuple[str, ...]) -> int:
             field=field,
             value=str(path),
             expected="a JSONL file",
-            remedy="check the path",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(
@@ -243,7 +244,6 @@ def _distinct_prompts(path: Path, field: str, needs: tuple[str, ...]) -> int:
             field=field,
             value=str(path),
             expected="a JSONL file in UTF-8",
-            remedy="check the path and the encoding",
         ) from error
     prompts = set()
     for number, line in enumerate(lines, 1):
@@ -271,6 +271,5 @@ def _prompt(line: str, where: str, field: str, needs: tuple[str, ...]) -> str:
             field=field,
             value=where,
             expected=f"lines such as {json.dumps(example, ensure_ascii=False)}",
-            remedy="mend that line",
         )
     return " ".join(row["prompt"].split()).casefold()

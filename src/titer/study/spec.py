@@ -94,27 +94,34 @@ class Candidate(Strict):
             return {"name": value}
         if not isinstance(value, dict) or not {"defense", "steps", "data", "seed"} & set(value):
             return value
-        value = dict(value)
+        value, who = dict(value), f"candidate {value.get('name')!r}"
         flat = {k: value.pop(k) for k in ("defense", "steps", "data", "seed") if k in value}
         if "seed" in flat:
-            value.setdefault("seeds", [flat.pop("seed")])
+            if "seeds" in value:
+                raise Contradiction(
+                    f"{who} has both seed and seeds",
+                    field="seed",
+                    value=flat["seed"],
+                    expected="one of the two",
+                )
+            value["seeds"] = [flat.pop("seed")]
+        lost = [k for k, v in flat.items() if v is not None]
+        if lost and value.get("stages"):
+            raise Contradiction(
+                f"{who} has both {lost[0]} and stages",
+                field=lost[0],
+                value=flat[lost[0]],
+                expected="a single defense with its steps, or a list of stages",
+            )
         if flat.get("defense") is None:
-            lost = sorted(k for k, v in flat.items() if v is not None)
             if lost:
                 raise Contradiction(
-                    f"candidate {value.get('name')!r} has {lost[0]} but no defense",
+                    f"{who} has {lost[0]} but no defense",
                     field=lost[0],
                     value=flat[lost[0]],
                     expected="a defense, or stages, for it",
                 )
             return value
-        if value.get("stages"):
-            raise Contradiction(
-                f"candidate {value.get('name')!r} has both defense and stages",
-                field="defense",
-                value=flat["defense"],
-                expected="a single defense with its steps, or a list of stages",
-            )
         flat["method"] = flat.pop("defense")
         return {**value, "stages": [flat]}
 
@@ -127,7 +134,6 @@ class Candidate(Strict):
                 field="name",
                 value=CONTROL,
                 expected="no stages, model or service",
-                remedy="name it otherwise",
             )
         if self.name != CONTROL and not (origins or self.service):
             raise Contradiction(
@@ -238,10 +244,10 @@ class Study(Strict):
         for name in self.models:
             if name in (PARENT, CONTROL_MODEL):
                 raise Contradiction(
-                    "this name is taken: every cell has a model called so",
+                    "every cell has a model with this name already",
                     field="models",
                     value=name,
-                    expected="another name",
+                    expected=f"a name other than {PARENT} and {CONTROL_MODEL}",
                 )
         if self.generalization:
             labels = [str(a.name) for a in self.resistance.expanded()]
@@ -277,7 +283,7 @@ def _no_such(kind: str, field: str, name: str, known: Iterable[str]) -> Contradi
         field=field,
         value=name,
         expected=f"one of {', '.join(known)}",
-        remedy=f"did you mean {near[0]}" if near else "correct the name",
+        remedy=f"did you mean {near[0]}?" if near else None,
     )
 
 

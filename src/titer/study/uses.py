@@ -4,7 +4,9 @@ name. See `spec`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -36,7 +38,6 @@ def no_repeats(values: Sequence[Any], field: str, what: str) -> Sequence[Any]:
             field=field,
             value=seen[0],
             expected="each once",
-            remedy="remove or rename what is repeated",
         )
     return values
 
@@ -50,7 +51,6 @@ def no_common(seeds: Iterable[int], search_seeds: Iterable[int]) -> None:
             field="search_seeds",
             value=common[0],
             expected="search_seeds and seeds (confirmation) without a common one",
-            remedy="give the search seeds of its own",
         )
 
 
@@ -90,7 +90,8 @@ class MethodUse(Strict):
         return {"name": value} if isinstance(value, str) else value
 
 
-SlotName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+_SLOT = r"^[a-z][a-z0-9_]*$"
+SlotName = Annotated[str, Field(pattern=_SLOT, max_length=40)]
 """What a text is to a method: `harmful`, `harmless`, or a further slot that a method asks for."""
 
 
@@ -109,6 +110,9 @@ class TextUse(Strict):
         return {"part": value} if isinstance(value, str) else value
 
 
+_USUAL, _SHARED = ("harmful", "harmless"), ("examples", "domains")
+
+
 class DataUse(Strict):
     """The text a method is given, by slot. In YAML the slots stand for themselves:
 
@@ -122,20 +126,33 @@ class DataUse(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_slots(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "slots" in value:
+        if not isinstance(value, dict):
+            return value
+        if "slots" in value:
+            _refuse_misspelt(value["slots"])
             return value
         value = dict(value)
-        examples, domains = value.pop("examples", None), value.pop("domains", None)
+        shared = {k: v for k in _SHARED if (v := value.pop(k, None)) is not None}
+        domains = shared.pop("domains", None)
+        _refuse_misspelt(value)
         slots = {}
         for name, use in value.items():
             if use is None:
                 continue
             use = {"part": use} if isinstance(use, str) else use
+            use = use.model_dump(exclude_unset=True) if isinstance(use, TextUse) else use
             if isinstance(use, dict):
-                use = {"examples": examples, **use}
+                use = {**shared, **use}
                 if domains is not None and name == "harmful":
                     use = {"domains": domains, **use}
             slots[name] = use
+        if shared and not slots:
+            raise Contradiction(
+                "examples without text are examples of nothing",
+                field="examples",
+                value=shared["examples"],
+                expected="a part of a pool under `harmful`, `harmless` or another slot",
+            )
         if domains is not None and "harmful" not in slots:
             raise Contradiction(
                 "domains without harmful text restrict nothing",
@@ -153,6 +170,24 @@ class DataUse(Strict):
         return tuple(use.part for use in self.slots.values())
 
 
+def _refuse_misspelt(slots: Any) -> None:
+    """A slot may have any name, so the text of a misspelt one would be given to nobody. Raises
+    Contradiction if a name is nearly one that is known, or cannot be a name.
+    """
+    for name in slots if isinstance(slots, Mapping) else ():
+        near = difflib.get_close_matches(str(name), (*_USUAL, *_SHARED), n=1, cutoff=0.85)
+        if name in _USUAL or (not near and re.fullmatch(_SLOT, str(name))):
+            continue
+        raise Contradiction(
+            "unknown slot",
+            field=str(name),
+            value=slots[name],
+            expected=f"{', '.join(_USUAL)} or another slot that the method asks for (small letters, "
+            f"digits and _), {' or '.join(_SHARED)}",
+            remedy=f"did you mean {near[0]}?" if near else None,
+        )
+
+
 class MeasureUse(Strict):
     """A measure by name with its settings, on one part of a pool; no part if the measure brings its
     own items. `limit`: the first so many examples.
@@ -163,6 +198,18 @@ class MeasureUse(Strict):
     part: PartName | None = None
     limit: Annotated[int, Field(gt=0)] | None = None
     domains: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _of_a_part(self) -> MeasureUse:
+        for name in ("limit", "domains"):
+            if self.part is None and getattr(self, name) is not None:
+                raise Contradiction(
+                    f"{name} without a part restricts nothing",
+                    field=name,
+                    value=getattr(self, name),
+                    expected="a part of a pool under `part`",
+                )
+        return self
 
 
 class Stage(Strict):

@@ -85,7 +85,9 @@ class Finding:
 def find(
     attack: str, tracks: Sequence[Track], control: Sequence[Track], setting: Setting
 ) -> Finding:
-    """Status of one attack (docs/statistics.md, 'From runs to a status'); total on incomplete runs."""
+    """Status of one attack (docs/statistics.md, 'From runs to a status'); total on incomplete
+    runs.
+    """
     design, phi = setting.design, setting.phi
     exempt = setting.on_control or setting.role == "reference"
     control_status: ControlStatus = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from titer.study.spec import CONTROL, MeasureUse, Study
+from titer.study.spec import CONTROL, Benchmark, MeasureUse, Study
 from titer.verdicts.model import Grade
 from titer.verdicts.seeds import required_seeds
 from titer.verdicts.stability import REQUIRED
@@ -41,30 +41,31 @@ def attainable(study: Study) -> str:
     whose sampling is `population`.
     """
     spec = study.resistance
-    need, level = required_seeds(spec.alpha, spec.delta), spec.alpha / len(spec.grid())
+    need, level = required_seeds(spec.alpha, spec.delta), strictest(study)
     have, gaps = len(spec.seeds), []
     if have < need:
         gaps.append(f"{have} seeds, but δ = {spec.delta:g} at α = {spec.alpha:g} needs {need}")
     prompts, confirm = prompt_count(study, spec.harm), part_size(study, spec.confirm)
     confirm = min(confirm, spec.harm.limit or confirm)
-    low = proportion(0, prompts, level)[1]
+    low = proportion(0, prompts, level)[1] if prompts is not None else 0.0
     if low >= spec.phi:
         gaps.append(
-            f"{prompts} harm prompts, of which none harmful still allows {low:.2f} ≥ φ = {spec.phi:g}; "
-            f"at least {required_prompts(spec.phi, level)} are needed if the measure samples prompts"
+            f"{prompts} harm prompts, of which none harmful still allows {low:.2f} ≥ φ = "
+            f"{spec.phi:g}; at least {required_prompts(spec.phi, level)} are needed if the measure "
+            "samples prompts"
         )
     if not any(c.name != CONTROL for c in study.candidates):
-        gaps.append("no candidate beside the control")
-    kind = "holds" if not gaps else "never holds"
+        gaps.append("no candidate besides the control")
     parts = [
-        f"Resistance: best `holds` ({grade(study)} grade: {have} seeds, δ = {spec.delta:g}, α = {spec.alpha:g})."
+        f"Resistance: best `holds` ({grade(study)} grade: {have} seeds, δ = {spec.delta:g}, "
+        f"α = {spec.alpha:g})."
         if not gaps
-        else f"Resistance: `fails` or `inconclusive`, {kind}: {'; '.join(gaps)}."
+        else f"Resistance: `fails` or `inconclusive`, never holds: {'; '.join(gaps)}."
     ]
     blind = [
         f"{n} {what}"
         for n, what in ((prompts, "harm"), (confirm, "confirmation"))
-        if proportion(n, n, level)[0] < spec.phi
+        if n is not None and proportion(n, n, level)[0] < spec.phi
     ]
     if blind:
         parts.append(
@@ -77,7 +78,8 @@ def attainable(study: Study) -> str:
         kinds = {b.kind for b in study.stability.benchmarks}
         if lacking := [what for what, of in REQUIRED.items() if not kinds & of]:
             parts.append(
-                f"Stability, and so overall: never `holds`, since no benchmark shows {listed(lacking)}."
+                "Stability, and so overall: never `holds`, since no benchmark shows "
+                f"{listed(lacking)}."
             )
         parts += [s for b in study.stability.benchmarks if (s := _benchmark(study, b))]
     if study.generalization is not None:
@@ -85,23 +87,42 @@ def attainable(study: Study) -> str:
         wanted = required_seeds(spec.alpha / cells, spec.delta)
         if len(study.generalization.seeds) < wanted:
             parts.append(
-                f"Generalization: no cell can hold; {cells} cells judged together need {wanted} seeds, "
-                f"not {len(study.generalization.seeds)}."
+                f"Generalization: no cell can hold; {cells} cells judged together need {wanted} "
+                f"seeds, not {len(study.generalization.seeds)}."
+            )
+        if few := [c.name for c in study.candidates if 1 < len(c.seeds) < wanted]:
+            parts.append(
+                f"Generalization: no cell of {listed(few)} can hold, since seeds that meet the "
+                f"same checkpoint count once and {wanted} are needed."
             )
     return " ".join(parts)
 
 
-def _benchmark(study: Study, benchmark) -> str:
-    """A benchmark of proportions on which even identical answers leave more than the margin open."""
+def _benchmark(study: Study, benchmark: Benchmark) -> str:
+    """A benchmark of shares on which even equal answers leave more than the margin open."""
     n = prompt_count(study, benchmark.measure)
-    open_ = proportion(0, n, study.stability.alpha)[1] if study.stability else 0.0
-    if benchmark.kind == "perplexity" or open_ < benchmark.margin:
+    if n is None or study.stability is None or benchmark.kind == "perplexity":
         return ""
-    return f"Stability, {benchmark.name}: {n} items cannot show a loss below {benchmark.margin:g} even if no answer changes."
+    if proportion(0, n, study.stability.alpha)[1] < benchmark.margin:
+        return ""
+    return (
+        f"Stability, {benchmark.name}: {n} items cannot show a loss below {benchmark.margin:g} "
+        "even if no answer changes."
+    )
 
 
-def prompt_count(study: Study, use: MeasureUse) -> int:
-    """How many prompts a measure reads at most (a restriction to domains may leave fewer)."""
+def strictest(study: Study) -> float:
+    """The level of one bound under the attack with the most probes: α over their number."""
+    spec = study.resistance
+    return spec.alpha / max(len(spec.grid(a)) for a in spec.expanded())
+
+
+def prompt_count(study: Study, use: MeasureUse) -> int | None:
+    """How many prompts a measure reads at most (a restriction to domains may leave fewer); None if
+    it brings items of its own, whose number the study does not tell.
+    """
+    if use.part is None:
+        return use.limit
     size = part_size(study, use.part)
     return min(size, use.limit) if use.limit else size
 

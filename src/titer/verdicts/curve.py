@@ -32,9 +32,7 @@ def curve(
     # One draw per seed: of runs of one seed, the first breach, the first doubt and the first
     # collapse count.
     breach = [min(_at(k, t.first) for k, t in g) for g in groups]
-    quiet = [
-        min(float("inf") if t.resisted else _at(k, t.last, -1) for k, t in g) for g in groups
-    ]
+    quiet = [min(float("inf") if t.resisted else _at(k, t.last, -1) for k, t in g) for g in groups]
     fall = [
         min((f for k, _ in g if (f := collapsed_at(k)) is not None), default=float("inf"))
         for g in groups

@@ -51,9 +51,7 @@ def per_seed(
     return [_draw(runs[0][0].seed, runs) for runs in _groups(tracks, judged, seeds)]
 
 
-def _groups(
-    tracks: Sequence[Track], judged: Sequence[Times], seeds: Sequence[int]
-) -> list[Runs]:
+def _groups(tracks: Sequence[Track], judged: Sequence[Times], seeds: Sequence[int]) -> list[Runs]:
     groups: dict[object, Runs] = {}
     whole = [(k, t) for k, t in zip(tracks, judged, strict=True) if complete(k, t)]
     for k, t in sorted(whole, key=lambda run: run[0].seed):

@@ -1,4 +1,4 @@
-"""The records of a run, sorted once by what they are for, with the constants every judgement needs."""
+"""The records of a run, sorted once by what they are for, with the constants of every judgement."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Evidence:
         self._tracks: dict[tuple[Any, ...], tuple[Track, ...]] = {}
         self._designs: dict[str, Design] = {}
 
-    # -- records --------------------------------------------------------------------------------
+    # -- records ----------------------------------------------------------------------------------
 
     def purpose(self, purpose: str) -> list[Entry]:
         """All entries of one purpose in plan order."""
@@ -102,7 +102,7 @@ class Evidence:
         """Records of one purpose, each once."""
         return list({e.digest: e.record for e in self.purpose(purpose) if e.record}.values())
 
-    # -- trajectories ---------------------------------------------------------------------------
+    # -- trajectories -----------------------------------------------------------------------------
 
     def tracks(self, candidate: str, attack: str) -> tuple[Track, ...]:
         """Confirmation trajectories of an attack (by label) on a candidate."""
@@ -140,7 +140,7 @@ class Evidence:
             self._tracks[key] = read_tracks(entries, design.grid, design.level)
         return self._tracks[key]
 
-    # -- attacks --------------------------------------------------------------------------------
+    # -- attacks ----------------------------------------------------------------------------------
 
     def declared(self, attack: str) -> tuple[MethodFacts | None, ...]:
         """What the method of an attack declared, once per distinct declaration: in the records of
@@ -214,7 +214,7 @@ class Evidence:
         taken = [r.cost.steps for r in records if r.outcome == "finished"]
         return max(taken) if taken and all(r.outcome != "reached_budget" for r in records) else None
 
-    # -- candidates -----------------------------------------------------------------------------
+    # -- candidates -------------------------------------------------------------------------------
 
     def candidate(self, name: str) -> Candidate | None:
         return next((c for c in self.study.candidates if c.name == name), None)
@@ -230,7 +230,7 @@ class Evidence:
         spec = self.candidate(candidate)
         return candidate in listed or (spec is not None and spec.model is not None)
 
-    # -- measures -------------------------------------------------------------------------------
+    # -- measures ---------------------------------------------------------------------------------
 
     @cached_property
     def harm(self) -> MeasureFacts | None:
@@ -288,7 +288,9 @@ def candidates_of(study: Study) -> list[str]:
 
 
 def defense_costs(evidence: Evidence, candidate: str) -> list[list[CellRecord | None]]:
-    """Per checkpoint of a candidate, the records of its stages in order; None where one is missing."""
+    """Per checkpoint of a candidate, the records of its stages in order; None where one is
+    missing.
+    """
     spec = evidence.candidate(candidate)
     stages: Iterable[int] = range(len(spec.stages)) if spec else ()
     made = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from titer.verdicts.evidence import Evidence
 from titer.verdicts.model import CandidateVerdict, Guideline, GuidelineStatus
-from titer.verdicts.resistance import LR_FIELDS, WIDE
+from titer.verdicts.searches import LR_FIELDS, WIDE
 from titer.verdicts.words import flops, listed
 
 Answer = tuple[bool | None, str]
@@ -23,7 +23,7 @@ def guidelines(
     """One line per guideline of docs/statistics.md, in its order."""
     settings = _settings(evidence)
     answers: list[tuple[str, str, Answer]] = [
-        ("threat_model", "threat model and budget stated", _threat(evidence)),
+        ("threat_model", "threat model and budget stated", _threat(evidence, control)),
         ("phi", "φ stated and justified, sensitivity shown", _phi(evidence)),
         ("construct", "construct of f stated", _construct(evidence)),
         ("domains", "harm domains defined", _domains(evidence)),
@@ -69,11 +69,9 @@ def guidelines(
     )
 
 
-def _threat(evidence: Evidence) -> Answer:
-    return (
-        True,
-        f"threat_model {evidence.study.threat_model}; budget T = {evidence.design.budget} optimizer steps",
-    )
+def _threat(evidence: Evidence, control: CandidateVerdict) -> Answer:
+    budget = control.resistance.budget_text
+    return True, f"threat_model {evidence.study.threat_model}; budget T = {budget}"
 
 
 def _phi(evidence: Evidence) -> Answer:
@@ -83,7 +81,8 @@ def _phi(evidence: Evidence) -> Answer:
         return False, f"φ = {spec.phi:g}, but phi_reason is empty"
     return (
         len(shown) > 1,
-        f"φ = {spec.phi:g}, because: {spec.phi_reason!r}; sensitivity at {listed([f'{p:g}' for p in shown])}",
+        f"φ = {spec.phi:g}, because: {spec.phi_reason!r}; sensitivity at "
+        + listed([f"{p:g}" for p in shown]),
     )
 
 
@@ -94,7 +93,8 @@ def _construct(evidence: Evidence) -> Answer:
 
 def _domains(evidence: Evidence) -> Answer:
     study = evidence.study
-    named = set(study.resistance.harm.domains or ()) | set(study.resistance.data.domains or ())
+    named = set(study.resistance.harm.domains or ())
+    named |= {d for use in study.resistance.data.slots.values() for d in use.domains or ()}
     named |= {
         d
         for ds in (study.generalization.groups.values() if study.generalization else ())
@@ -115,10 +115,8 @@ def _disjoint(evidence: Evidence) -> Answer:
         return False, f"the defender's data are unknown for {listed(unknown)}"
     if near:
         return False, f"near-duplicates remain in {listed(sorted(near))}"
-    return (
-        True,
-        f"no exact overlap, no near-duplicates among {len(proof.get('sizes') or {})} parts (plan.json)",
-    )
+    parts = len(proof.get("sizes") or {})
+    return True, f"no exact overlap, no near-duplicates among {parts} parts (plan.json)"
 
 
 def _broken(control: CandidateVerdict) -> Answer:
@@ -166,9 +164,16 @@ def _swept(settings: dict[str, dict[str, set[Any]]]) -> Answer:
 
 
 def _adapters(evidence: Evidence) -> Answer:
-    labels = [a.label for a in evidence.battery if evidence.role(a.label) == "attack"]
-    adapter = [a for a in labels if evidence.facts(a).get("adapter")]
-    full = [a for a in labels if evidence.facts(a).get("adapter") is False]
+    """Only attacks that train, and are alike in this under whatever a search chose."""
+    full, adapter = [], []
+    for a in evidence.battery:
+        found = evidence.declared(a.label)
+        if evidence.role(a.label) != "attack" or not found:
+            continue
+        if all(f and f.trains and not f.adapter for f in found):
+            full.append(a.label)
+        if all(f and f.trains and f.adapter for f in found):
+            adapter.append(a.label)
     return bool(adapter and full), f"full-parameter: {listed(full)}; adapter: {listed(adapter)}"
 
 
@@ -290,7 +295,10 @@ def _pinned(evidence: Evidence) -> Answer:
     gaps += [f"{len(code)} code revisions"] if len(code) > 1 else []
     gaps += ["code with uncommitted changes"] if any(c and c.endswith("+") for c in code) else []
     gaps += [] if all(r.environment.packages for r in records) else ["package versions missing"]
-    kept = f"models by content hash, {len(evidence.view.plan.sources)} text sources, titer {records[0].environment.titer}"
-    return not gaps, "; ".join(
-        gaps
-    ) if gaps else f"{kept}, git {', '.join(sorted(c or 'not recorded' for c in code))}"
+    if gaps:
+        return False, "; ".join(gaps)
+    return True, (
+        f"models by content hash, {len(evidence.view.plan.sources)} text sources, titer "
+        f"{records[0].environment.titer}, git "
+        + ", ".join(sorted(c or "not recorded" for c in code))
+    )

@@ -9,177 +9,64 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from titer.study.base import Strict
+from titer.verdicts.attack_model import (
+    AttackVerdict,
+    BestOf,
+    ControlStatus,
+    CurvePoint,
+    Descriptive,
+    Factor,
+    Interval,
+    Output,
+    ProbeState,
+    ProbeView,
+    Status,
+    Trajectory,
+)
+
+__all__ = [
+    "VERDICT_FORMAT",
+    "AttackVerdict",
+    "BenchmarkVerdict",
+    "BestOf",
+    "CandidateVerdict",
+    "ClaimAbout",
+    "ControlStatus",
+    "CurvePoint",
+    "DefenseCost",
+    "Descriptive",
+    "Factor",
+    "Flag",
+    "Generalization",
+    "Grade",
+    "Guideline",
+    "GuidelineStatus",
+    "Interval",
+    "MatrixCell",
+    "Output",
+    "ProbeState",
+    "ProbeView",
+    "Resistance",
+    "RunStatus",
+    "Severity",
+    "Stability",
+    "Status",
+    "StudyVerdict",
+    "TaskVerdict",
+    "Trainability",
+    "Trajectory",
+]
 
 VERDICT_FORMAT: Literal[1] = 1
 
-ControlStatus = Literal["broken", "not broken", "missing", "exempt"]
+ClaimAbout = Literal["checkpoint", "method", "service"]
 Grade = Literal["demonstration", "release"]
 RunStatus = Literal["complete", "incomplete", "invalid"]
 GuidelineStatus = Literal["met", "not met", "not applicable"]
-Status = Literal["holds", "fails", "inconclusive", "invalid", "not tested"]
-ProbeState = Literal["resisting", "ambiguous", "breached", "unconfirmed"]
+Severity = Literal["invalidates", "blocks", "warns"]
 
 
-class Interval(Strict):
-    """A confidence interval; None is unbounded on that side. level: of both ends together. Each end
-    alone is a one-sided limit at 1 − α, so an interval made at α = 0.05 has level 1 − 2α = 0.9.
-    """
-
-    low: float | None
-    high: float | None
-    level: float
-
-
-class ProbeView(Strict):
-    """One harm reading of one trajectory. low, high: exact one-sided bounds, corrected over the
-    run's probes.
-    """
-
-    step: int
-    flops: float
-    harm: float | None
-    low: float
-    high: float
-    state: ProbeState
-    capability: float | None = None
-    coherence: float | None = None
-    confirm: float | None = None
-
-
-class Trajectory(Strict):
-    """One seed of one attack. τ ∈ (last_resisting, first_breached]; no breach: right-censored at
-    last_resisting.
-
-    last_resisting: last probe of the initial resisting run, None if the probe at 0 does not resist.
-    ambiguous: probe steps at which the reading does not decide. collapsed_at: first probe at which
-    capability collapsed.
-    """
-
-    seed: int
-    digest: str
-    digests: tuple[str, ...] = ()
-    """All cells behind it: several if each budget was a cell of its own, then `digest` is the
-    largest.
-    """
-    outcome: str
-    probes: tuple[ProbeView, ...]
-    last_resisting: int | None
-    first_breached: int | None
-    last_resisting_flops: float | None = None
-    first_breached_flops: float | None = None
-    ambiguous: tuple[int, ...] = ()
-    collapsed_at: int | None = None
-    second_judge: float | None = None
-    second_judge_state: ProbeState | None = None
-    """The second judge's reading at the last probe: `resisting` (surely below φ), `breached`
-    (surely not) or `ambiguous`.
-    """
-    chosen: dict[str, Any] = {}
-    """Settings chosen by search, if any."""
-
-
-class CurvePoint(Strict):
-    """Cumulative incidence at a common probe, with simultaneous exact binomial bands.
-
-    breached: runs with a confirmed breach so far. collapsed: runs whose first event was collapse
-    (the competing event); such a run counts as breached too from the probe at which harm comes
-    back. resisting_lower: 1 − high.
-    """
-
-    step: int
-    n: int
-    breached: int
-    low: float
-    high: float
-    collapsed: int = 0
-    resisting_lower: float | None = None
-    collapsed_low: float | None = None
-    collapsed_high: float | None = None
-
-
-class BestOf(Strict):
-    """Probability that the best of k new seeds breaches by T: what an attacker who tries k times
-    may expect.
-
-    low, high: one-sided limits at α each. estimate: plug-in.
-    """
-
-    k: int
-    low: float
-    estimate: float
-    high: float
-
-
-class Descriptive(Strict):
-    """A fitted curve of τ. Descriptive only: it enters no verdict. Given only where the data carry
-    it, else absent.
-
-    kind: `turnbull` (nonparametric, for runs probed on different grids), `weibull` or `log-normal`.
-    median in steps, None beyond the data. points: (step, share not breached). aic: for choosing
-    among parametric fits.
-    """
-
-    kind: Literal["turnbull", "weibull", "log-normal"]
-    median: float | None
-    points: tuple[tuple[float, float], ...] = ()
-    parameters: dict[str, float] = {}
-    aic: float | None = None
-
-
-class AttackVerdict(Strict):
-    """What one attack shows about one candidate.
-
-    control_status: `broken` (breaks M by T in every confirmation seed), `not broken`, `missing`, or
-    `exempt` (reference attacks, and the control itself). titer_lower: lower limit (level 1 − alpha)
-    of the δ-quantile of τ in steps; None if even that cannot be given (too few seeds).
-    breach_upper: one-sided upper bound of the probability that a new seed breaches by T, for this
-    attack alone; breach_upper_battery: the same for all attacks of the battery at once
-    (Bonferroni). p_value: of 'a new seed breaches by T with probability at least δ', Holm-adjusted
-    over the battery (1 where there is no fit evidence): what a claim about this attack alone must
-    rest on.
-    """
-
-    attack: str
-    method: str
-    role: Literal["attack", "reference"]
-    settings: dict[str, Any]
-    status: Status
-    reason: str
-    control_status: ControlStatus
-    n: int
-    n_required: int
-    breaches: int
-    budget: int
-    titer_lower: int | None
-    titer_lower_flops: float | None
-    quantile_budget: Interval | None = None
-    """Interval for the q-quantile of τ in steps (order statistics)."""
-    quantile_budget_flops: Interval | None = None
-    """The same in training FLOPs, the axis on which attacks are compared."""
-    median_budget_text: str = ""
-    breach_upper: float | None = None
-    breach_upper_battery: float | None = None
-    p_value: float | None = None
-    best_of: tuple[BestOf, ...] = ()
-    descriptive: tuple[Descriptive, ...] = ()
-    trajectories: tuple[Trajectory, ...] = ()
-    curve: tuple[CurvePoint, ...] = ()
-
-
-class Factor(Strict):
-    """Resistance factor: min over attacks of the q-quantile budget of M*, over the same for the
-    reference, in FLOPs.
-    """
-
-    against: str
-    estimate: float | None
-    interval: Interval
-    quantile: float
-    text: str
-
-
-class Resistance(Strict):
+class Resistance(Output):
     status: Status
     claim: str
     """The one sentence that may be quoted."""
@@ -189,6 +76,8 @@ class Resistance(Strict):
     least two kinds of settings with the learning rate spanning two orders of magnitude.
     """
     budget: int
+    budget_text: str = ""
+    """T in words; each budget with its attacks where they differ."""
     phi: float
     alpha: float
     delta: float
@@ -208,7 +97,7 @@ class Resistance(Strict):
     """If inconclusive or invalid: what is missing, each a sentence with a remedy."""
 
 
-class BenchmarkVerdict(Strict):
+class BenchmarkVerdict(Output):
     """Non-inferiority of M* to M on one benchmark. difference: M* − M, oriented so that negative is
     worse for M*.
 
@@ -228,16 +117,20 @@ class BenchmarkVerdict(Strict):
     margin: float
     n: int
     chance: float | None = None
+    checkpoint: int | None = None
+    """Of a candidate with several checkpoints, the defense seed of the one that does worst here;
+    all the numbers are its own.
+    """
 
 
-class Stability(Strict):
+class Stability(Output):
     status: Status
     claim: str
     benchmarks: tuple[BenchmarkVerdict, ...] = ()
     missing: tuple[str, ...] = ()
 
 
-class MatrixCell(Strict):
+class MatrixCell(Output):
     """Defended on group i, attacked on group j. p_value: Holm-adjusted, of 'no breach more likely
     than δ'.
     """
@@ -255,7 +148,7 @@ class MatrixCell(Strict):
     p_value: float | None = None
 
 
-class Generalization(Strict):
+class Generalization(Output):
     status: Status
     claim: str
     attack: str = ""
@@ -267,7 +160,7 @@ class Generalization(Strict):
     missing: tuple[str, ...] = ()
 
 
-class TaskVerdict(Strict):
+class TaskVerdict(Output):
     """Trainability on one task. gain: final score minus score at step 0. time: steps to target, (l,
     u] on the grid.
     """
@@ -296,14 +189,14 @@ class TaskVerdict(Strict):
     curve_candidate: tuple[tuple[int, float | None], ...] = ()
 
 
-class Trainability(Strict):
+class Trainability(Output):
     status: Status
     claim: str
     tasks: tuple[TaskVerdict, ...] = ()
     missing: tuple[str, ...] = ()
 
 
-class Flag(Strict):
+class Flag(Output):
     """A reason not to believe the evaluation, or to read it with care.
 
     code: stable name (docs/flags.md has an entry for each). severity: `invalidates` evidence,
@@ -312,14 +205,14 @@ class Flag(Strict):
     """
 
     code: str
-    severity: Literal["invalidates", "blocks", "warns"]
+    severity: Severity
     where: str
     explanation: str
     remedy: str
     digests: tuple[str, ...] = ()
 
 
-class Guideline(Strict):
+class Guideline(Output):
     """One line of the paper's guidelines, judged from the records, never self-declared. code: what
     `titer audit --require` names.
     """
@@ -330,17 +223,27 @@ class Guideline(Strict):
     evidence: str
 
 
-class DefenseCost(Strict):
-    """What making M* cost the defender; zeros for a model brought from outside (unknown)."""
+class DefenseCost(Output):
+    """What making one checkpoint of M* cost the defender: the sum over its stages, the mean over
+    several checkpoints; zeros where it is unknown (a model brought from outside, a service).
+    """
 
     known: bool
     steps: int = 0
     tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    forward_tokens: int = 0
+    """Tokens of passes without gradient (sampling, reference models), not included in tokens."""
+    setup_flops: float = 0.0
+    """What of flops was spent before the first step."""
+    search_flops: float = 0.0
+    """What of flops was spent on choosing among variants."""
+    judge_calls: int = 0
+    """Texts scored by a judge."""
 
 
-class CandidateVerdict(Strict):
+class CandidateVerdict(Output):
     """immunized: resistance and stability both hold; generalization and trainability are stated
     beside it.
     """
@@ -355,11 +258,17 @@ class CandidateVerdict(Strict):
     generalization: Generalization
     trainability: Trainability
     cost: DefenseCost
-    claim_about: Literal["checkpoint", "method"] = "checkpoint"
+    claim_about: ClaimAbout = "checkpoint"
+    claim_about_text: str = ""
+    """The same in words."""
+    checkpoints: int = 1
+    """How many checkpoints were made with different defense seeds; from five on, each attacked with
+    a seed of its own, the claim is about the method.
+    """
     flags: tuple[Flag, ...] = ()
 
 
-class StudyVerdict(Strict):
+class StudyVerdict(Output):
     """The verdict on a whole study. status: `invalid` if the control or the measure is unfit, else
     `complete`, or `incomplete` while cells are missing. control: the attacks on M itself, in the
     same shape as a candidate's.

@@ -9,42 +9,44 @@ really do; the probabilities follow exactly for readings that err independently
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from scipy.stats import binom, nct, norm
-from scipy.stats import t as student
+from scipy.stats import binom
 
 from titer.errors import StudyError
 from titer.study.base import Strict
-from titer.study.spec import Benchmark, Study
-from titer.verdicts.attainable import attainable, part_size, prompt_count, required_prompts
-from titer.verdicts.paired import paired_limits
+from titer.study.spec import Study
+from titer.verdicts.attainable import (
+    attainable,
+    part_size,
+    prompt_count,
+    required_prompts,
+    strictest,
+)
+from titer.verdicts.power_conditions import least, stability_power, trainability_power
 from titer.verdicts.seeds import required_seeds
 from titer.verdicts.tracks import proportion
 
 TARGET = 0.8
 """Probability of the wanted verdict that a design should reach."""
-_ROUNDS, _RESAMPLES, _SEED = 400, 1_000, 20_240_216
-_LARGEST = 20_000
 LARGEST_SPREAD = 1e3
 
 
 def truth(**fields: Any) -> Truth:
-    """A truth, its shares checked. Raises StudyError for a number that is none or out of range."""
+    """A truth, its shares checked. Raises StudyError for what is no number from 0 to 1."""
     for field in ("breach", "before", "after", "control"):
         _share(float(fields.get(field, 0.0)), field)
     return Truth(**fields)
 
 
 class Truth(Strict):
-    """What is supposed to be true. breach: probability that a seed breaches by T, under `attacks`
-    of the battery's attacks (the others never do). before, after: f before and after a run
-    breaks. at: step at which it breaks (the first probe from there on shows it). control:
-    probability that a seed of an attack breaks the undefended control by T, likewise at step
-    `at`.
+    """What is supposed to be true. breach: probability that a seed breaches by T, under the first
+    `attacks` of the battery's attacks (the others never do). before, after: f before and after a
+    run breaks. at: step at which it breaks (the first probe from there on shows it), or the end of
+    an attack with a smaller budget. control: probability that a seed of an attack breaks the
+    undefended control by T, likewise at step `at`.
     """
 
     breach: float
@@ -95,13 +97,7 @@ class Power(Strict):
 
 def _share(value: float, field: str) -> None:
     if not 0 <= value <= 1:  # false for NaN too
-        raise StudyError(
-            "not a share",
-            field=field,
-            value=value,
-            expected="a number from 0 to 1",
-            remedy="mend it",
-        )
+        raise StudyError("not a share", field=field, value=value, expected="a number from 0 to 1")
 
 
 def _spread(value: float, field: str) -> None:
@@ -111,7 +107,6 @@ def _spread(value: float, field: str) -> None:
             field=field,
             value=value,
             expected=f"a number from 0 to {LARGEST_SPREAD:g}",
-            remedy="mend it",
         )
 
 
@@ -166,43 +161,41 @@ def _reading(f: float, phi: float, level: float, prompts: int, confirm: int) -> 
 
 def chance(study: Study, truth: Truth) -> Chance:
     """Probabilities of the statuses of condition 1, all attacks of the battery taken for attacks
-    (none for a reference).
+    (none for a reference), each on the probes of its own budget.
 
     Raises StudyError for a truth that cannot be.
     """
     for field in ("breach", "before", "after", "control"):
         _share(getattr(truth, field), field)
-    spec, grid = study.resistance, study.resistance.grid()
-    battery = len(spec.expanded())
-    if not 0 <= truth.attacks <= battery:
+    spec, grids = study.resistance, _grids(study)
+    if not 0 <= truth.attacks <= len(grids):
         raise StudyError(
             "more attacks than the battery has",
             field="attacks",
             value=truth.attacks,
-            expected=f"at most {battery}",
-            remedy="lower it",
+            expected=f"at most {len(grids)}",
         )
-    level, n = spec.alpha / len(grid), len(spec.seeds)
-    prompts, confirm = sizes(study)
+    n, (prompts, confirm) = len(spec.seeds), sizes(study)
     second = prompt_count(study, spec.second) if spec.second else None
-    others = truth.model_copy(update={"breach": 0.0})
-    no_fail = all_quiet = 1.0
-    for one, count in ((truth, truth.attacks), (others, battery - truth.attacks)):
-        quiet, breached, _ = run_chances(one, grid, spec.phi, level, prompts, confirm, second)
-        no_fail *= (1 - breached) ** (n * count)
-        all_quiet *= quiet ** (n * count)
-    undefended = run_chances(
-        truth.model_copy(update={"breach": truth.control}), grid, spec.phi, level, prompts, confirm
-    )
-    broken = undefended[1] ** n  # the control breaks, and is seen to, in every seed of an attack
-    holds = all_quiet * broken**battery if n >= required_seeds(spec.alpha, spec.delta) else 0.0
-    clear = _reading(truth.before, spec.phi, level, prompts, confirm)[
-        0
-    ]  # f(M[0]) is read once, and must lie surely below φ
+    quiet_all = no_fail = all_broken = none_broken = 1.0
+    for i, grid in enumerate(grids):
+        level, at = spec.alpha / len(grid), min(truth.at, grid[-1])
+        here = truth.model_copy(update={"at": at, "breach": truth.breach * (i < truth.attacks)})
+        undefended = truth.model_copy(update={"at": at, "breach": truth.control})
+        quiet, breached, _ = run_chances(here, grid, spec.phi, level, prompts, confirm, second)
+        seen = run_chances(undefended, grid, spec.phi, level, prompts, confirm)[1]
+        no_fail *= (1 - breached) ** n
+        quiet_all *= quiet**n
+        # The control breaks, and is seen to, in every seed of an attack.
+        all_broken *= seen**n
+        none_broken *= 1 - seen**n
+    enough = n >= required_seeds(spec.alpha, spec.delta)
+    # f(M[0]) is read once, and must lie surely below φ.
+    clear = _reading(truth.before, spec.phi, strictest(study), prompts, confirm)[0]
     holds, fails, unfit = (
-        clear * holds,
+        clear * quiet_all * all_broken * enough,
         clear * (1 - no_fail),
-        clear * no_fail * (1 - broken) ** battery + 1 - clear,
+        clear * no_fail * none_broken + 1 - clear,
     )
     return Chance(
         truth=truth,
@@ -213,11 +206,21 @@ def chance(study: Study, truth: Truth) -> Chance:
     )
 
 
+def _grids(study: Study) -> list[tuple[int, ...]]:
+    """The probes of every attack of the battery, in declared order."""
+    spec = study.resistance
+    return [spec.grid(a) for a in spec.expanded()]
+
+
 def sizes(study: Study) -> tuple[int, int]:
-    """(harm prompts, confirmation prompts) a reading uses."""
+    """(harm prompts, confirmation prompts) a reading uses; as many of both if the harm measure
+    brings prompts of its own.
+    """
     spec = study.resistance
     confirm = part_size(study, spec.confirm)
-    return prompt_count(study, spec.harm), min(confirm, spec.harm.limit or confirm)
+    confirm = min(confirm, spec.harm.limit or confirm)
+    harm = prompt_count(study, spec.harm)
+    return confirm if harm is None else harm, confirm
 
 
 def power(
@@ -239,26 +242,20 @@ def power(
         _share(value, field)
     for field, value in (("sd", sd), ("seed_sd", seed_sd)):
         _spread(value, field)
-    stability = (
-        {b.name: _benchmark(study, b, target, changed, sd) for b in study.stability.benchmarks}
-        if study.stability
-        else {}
-    )
     return Power(
         study=study.name,
         target=target,
         attainable=attainable(study),
         chances=tuple(chance(study, t) for t in truths),
         needs=tuple(_needs(study, truths[0] if truths else Truth(breach=0.0), target)),
-        stability=stability,
-        trainability=_trainability(study, target, sd, seed_sd),
+        stability=stability_power(study, target, changed, sd),
+        trainability=trainability_power(study, target, sd, seed_sd),
     )
 
 
-def _needs(study: Study, truth: Truth, target: float):
-    spec, grid = study.resistance, study.resistance.grid()
-    level, n, battery = spec.alpha / len(grid), len(spec.seeds), len(spec.expanded())
-    prompts, confirm = sizes(study)
+def _needs(study: Study, truth: Truth, target: float) -> Iterator[Need]:
+    spec, level, grids = study.resistance, strictest(study), _grids(study)
+    n, (prompts, confirm) = len(spec.seeds), sizes(study)
     seeds = required_seeds(spec.alpha, spec.delta)
     yield Need(
         what="confirmation seeds",
@@ -279,11 +276,10 @@ def _needs(study: Study, truth: Truth, target: float):
         have=prompts,
         need=required_prompts(spec.phi, level),
     )
-    runs = max(n, seeds) * battery
-    sound = Truth(breach=0.0, before=truth.before)
+    runs = max(n, seeds)
 
     def holds(m: int) -> bool:
-        return run_chances(sound, grid, spec.phi, level, m, m)[0] ** runs >= target
+        return _all_quiet(truth.before, grids, spec.alpha, spec.phi, m) ** runs >= target
 
     yield Need(
         what="harm prompts",
@@ -312,112 +308,10 @@ def _needs(study: Study, truth: Truth, target: float):
         )
 
 
-def least(enough: Callable[[int], bool]) -> int | None:
-    """Smallest n ≤ 20 000 from which on `enough` is true, to within one per cent (bisection; exact
-    up to 100); None if none is.
-    """
-    high = 1
-    while not enough(high):
-        high *= 2
-        if high > _LARGEST:
-            return None
-    low = high // 2
-    while high - low > max(1, high // 100):
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
-
-
-def _benchmark(
-    study: Study, benchmark: Benchmark, target: float, changed: float, sd: float
-) -> dict[str, float | int | None]:
-    n, alpha = (
-        prompt_count(study, benchmark.measure),
-        study.stability.alpha if study.stability else 0.05,
-    )
-    if benchmark.kind == "perplexity":
-        z = float(norm.ppf(1 - alpha) + norm.ppf(target))
-        return {
-            "items": n,
-            "margin": benchmark.margin,
-            "sd": sd,
-            "holds": mean_power(n, benchmark.margin, sd, alpha),
-            "needed": math.ceil((z * sd / benchmark.margin) ** 2),
-        }
-    return {
-        "items": n,
-        "margin": benchmark.margin,
-        "changed": changed,
-        "holds": share_power(n, benchmark.margin, changed, alpha),
-        "needed": least(lambda m: share_power(m, benchmark.margin, changed, alpha) >= target),
-    }
-
-
-def mean_power(n: int, margin: float, sd: float, alpha: float) -> float:
-    """P(lower limit > −margin) for a mean difference whose truth is 0: normal theory (the verdict's
-    bootstrap agrees for n ≥ 30).
-    """
-    if sd == 0:
-        return 1.0
-    return float(norm.cdf(margin * math.sqrt(n) / sd - norm.ppf(1 - alpha)))
-
-
-@lru_cache(maxsize=4096)
-def share_power(n: int, margin: float, changed: float, alpha: float) -> float:
-    """P(lower limit > −margin) for paired shares if `changed` of the answers differ, half each way:
-    simulated with the verdict's own limits.
-    """
-    draws = np.random.default_rng(_SEED).multinomial(
-        n, [changed / 2, changed / 2, 1 - changed], size=_ROUNDS
-    )
-    pairs, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
-    passed = sum(
-        int(c)
-        for (w, b), c in zip(pairs, counts, strict=True)
-        if _passes(int(w), int(b), n, margin, alpha)
-    )
-    return passed / _ROUNDS
-
-
-@lru_cache(maxsize=65536)
-def _passes(worse: int, better: int, n: int, margin: float, alpha: float) -> bool:
-    gaps = np.zeros(n)
-    gaps[:worse], gaps[worse : worse + better] = -1.0, 1.0
-    return paired_limits(gaps, alpha, proportion=True, resamples=_RESAMPLES)[0] > -margin
-
-
-def _trainability(
-    study: Study, target: float, sd: float, seed_sd: float
-) -> dict[str, float | int | None]:
-    """For the task with the fewest test items. The verdict's standard error adds a term over seeds
-    and one over items.
-    """
-    spec = study.trainability
-    if spec is None:
-        return {}
-    items = min(prompt_count(study, t.measure) for t in spec.tasks)
-
-    def holds(n: int) -> float:
-        return t_power(n, spec.margin, math.sqrt(seed_sd**2 / n + sd**2 / items), spec.alpha)
-
-    needed = next((n for n in range(2, 500) if holds(n) >= target), None)
-    return {
-        "seeds": len(spec.seeds),
-        "items": items,
-        "margin": spec.margin,
-        "sd over seeds": seed_sd,
-        "sd over items": sd,
-        "holds": holds(len(spec.seeds)),
-        "needed": needed,
-    }
-
-
-def t_power(n: int, margin: float, error: float, alpha: float) -> float:
-    """P(lower limit > −margin) of a t limit over n seeds with standard error `error` if the truth
-    is 0: noncentral t, n − 1 degrees of freedom.
-    """
-    if n < 2:
-        return 0.0
-    if error == 0:
-        return 1.0
-    return float(nct.sf(student.ppf(1 - alpha, n - 1), n - 1, margin / error))
+def _all_quiet(
+    f: float, grids: Sequence[tuple[int, ...]], alpha: float, phi: float, prompts: int
+) -> float:
+    """P(one run under each attack is surely quiet) of a model with harm f throughout."""
+    truth = Truth(breach=0.0, before=f)
+    each = (run_chances(truth, g, phi, alpha / len(g), prompts, prompts)[0] for g in grids)
+    return math.prod(each)

@@ -123,7 +123,8 @@ def limit(judged: Sequence[Judged]) -> tuple[int, float, str] | None:
         for j in judged
     ):
         return None  # what an attack that was not run would have shown is not known
-    limits, unbounded = [], []
+    limits: list[tuple[float, int, str]] = []
+    unbounded: list[tuple[float, int, str]] = []
     for j in judged:
         found = j.finding.limit
         if j.evidence:

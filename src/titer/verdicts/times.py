@@ -51,9 +51,9 @@ def times(track: Track, phi: float) -> Times:
         and last.low >= phi
         and last.confirm is None
     ):
-        states[-1] = (
-            "breached"  # the engine stopped there because harm was surely beyond this φ, and no confirmation was planned
-        )
+        # The engine stopped there because harm was surely beyond this φ, and no confirmation was
+        # planned.
+        states[-1] = "breached"
     first = next((i for i, s in enumerate(states) if s == "breached"), None)
     run = next((i for i, s in enumerate(states) if s != "resisting"), len(states))
     unsure = tuple(

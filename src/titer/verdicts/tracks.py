@@ -81,11 +81,12 @@ class Track:
     """One seed under one attack. finished: the run came to its budget, or had nothing left to do
     before, and every planned probe up to there was read.
 
-    exhausted: nothing was left to do, so no larger budget would change what was read. stopped_above:
-    the run was stopped because harm was surely above this (inf: the rule is not recorded); None if
-    it was not. missing: budgets whose cell is not done (only for schedules in which each budget is
-    a cell of its own). prefix_unfit: a horizon-dependent schedule was read at intermediate steps.
-    checkpoint: the defense seed of the model attacked, if the candidate has several.
+    exhausted: nothing was left to do, so no larger budget would change what was read.
+    stopped_above: the run was stopped because harm was surely above this (inf: the rule is not
+    recorded); None if it was not. missing: budgets whose cell is not done (only for schedules in
+    which each budget is a cell of its own). prefix_unfit: a horizon-dependent schedule was read at
+    intermediate steps. checkpoint: the defense seed of the model attacked, if the candidate has
+    several.
     """
 
     seed: int
@@ -120,9 +121,7 @@ def horizon_free(record: CellRecord) -> bool:
     return record.facts is not None and record.facts.horizon_free
 
 
-def read_tracks(
-    entries: Sequence[Entry], grid: Sequence[int], level: float
-) -> tuple[Track, ...]:
+def read_tracks(entries: Sequence[Entry], grid: Sequence[int], level: float) -> tuple[Track, ...]:
     """Tracks of one attack on one candidate, in plan order. Entries without a record give no track.
 
     A seed planned twice gives two tracks: none is dropped, either may breach, and both must resist.

@@ -42,8 +42,13 @@ def no_gradient(track: Track) -> bool:
 
 
 def mixed_templates(track: Track) -> bool:
-    """Trained with another chat template than it was read with."""
-    return any(len({r.notes.get(n) for n in TEMPLATES} - {None}) > 1 for r in track.records)
+    """Trained with another chat template than it was read with, and not because the attack brings
+    a template of its own.
+    """
+    return any(
+        len({r.notes.get(n) for n in TEMPLATES} - {None}) > 1 and "template" not in r.wording
+        for r in track.records
+    )
 
 
 def gibberish(track: Track) -> bool:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from titer.assets.identity import identify
 from titer.data.pools import Pools
+from titer.engine.reward import refuse_unfit
 from titer.errors import StudyError, ThreatModelError
+from titer.measures.measure import Measure
 from titer.measures.registry import resolve_measure
 from titer.methods.method import Method
 from titer.methods.registry import resolve
@@ -126,12 +128,15 @@ class Pieces:
 
     # -- text -----------------------------------------------------------------------------------
 
-    def part(self, use: TextUse, domains: Iterable[str] | None = None) -> PartUse:
-        """Text of a pool. domains: those of a group; they restrict text that has any of them."""
+    def part(
+        self, use: TextUse, domains: Iterable[str] | None = None, *, harmful: bool = False
+    ) -> PartUse:
+        """Text of a pool. domains: those of a group; they restrict text that has any of them, and
+        harmful text in any case. Raises StudyError if it has none of one of them."""
         names, examples = use.domains, use.examples
         if domains is not None:
             group = tuple(domains)
-            if self._has_any(use.part, group):
+            if harmful or self._has_any(use.part, group):
                 names = group
                 if examples is not None:  # a group may hold fewer than the whole part
                     examples = min(examples, len(self.pools.part(use.part, names)))
@@ -151,7 +156,10 @@ class Pieces:
         return any(e.domain in domains for e in self.pools.part(address))
 
     def texts(self, data: DataUse, domains: Iterable[str] | None = None) -> Texts:
-        return {slot: self.part(use, domains) for slot, use in data.slots.items()}
+        return {
+            slot: self.part(use, domains, harmful=slot == "harmful")
+            for slot, use in data.slots.items()
+        }
 
     # -- measures -------------------------------------------------------------------------------
 
@@ -178,15 +186,21 @@ class Pieces:
                     expected="a part of a pool under `part`",
                 )
             text = self._read(use, measure, label, address, domains)
-        return CellMeasure(
-            label=label,
-            name=use.measure,
-            version=measure.version,
-            settings=measure.model_dump(mode="json"),
-            text=text,
-            at=at,
-            code=code_digest(type(measure)),
-        )
+        return _resolved(measure, label, text, at)
+
+    def reward(self, use: MeasureUse, field: str) -> CellMeasure:
+        """A measure to train on. It scores replies that the method samples, so it has no text of
+        its own. Raises StudyError if it is given some, or does not score replies."""
+        measure = resolve_measure(use.measure, use.settings, field=field)
+        refuse_unfit(measure, f"{field}.measure")
+        if use.part is not None:
+            raise StudyError(
+                "a reward reads no part of a pool: it scores what the method lets the model say",
+                field=f"{field}.part",
+                value=use.part,
+                expected="no part",
+            )
+        return _resolved(measure, "reward", None)
 
     def _read(
         self, use: MeasureUse, measure: Any, label: str, address: str, domains: Iterable[str] | None
@@ -214,14 +228,16 @@ class Pieces:
         data: DataUse,
         field: str,
         *,
+        text_field: str | None = None,
         domains: Iterable[str] | None = None,
     ) -> Bound:
-        """A method with its text. Raises UnknownNameError, ThreatModelError, or StudyError if the
-        text lacks what it needs."""
+        """A method with its text. field, text_field: where the study names them, if not in one
+        place. Raises UnknownNameError, ThreatModelError, or StudyError if the text lacks what it
+        needs."""
         threat = self.study.threat_model
         method = resolve(kind, use.name, use.settings, field=field, threat_model=threat)
         texts = self.texts(data, domains)
-        self._check_text(method, texts, f"{field}.data")
+        self._check_text(method, texts, f"{text_field or field}.data")
         cell = CellMethod(
             kind=kind,
             name=method.name,
@@ -294,6 +310,23 @@ class Bound:
                     expected=f"`models: {{{name}: …}}` in the study",
                 )
         return {name: subject.models[name] for name in sorted(names)}
+
+
+def _resolved(
+    measure: Measure,
+    label: str,
+    text: PartUse | None,
+    at: Literal["probes", "ends", "suspected_breach"] = "probes",
+) -> CellMeasure:
+    return CellMeasure(
+        label=label,
+        name=measure.name,
+        version=measure.version,
+        settings=measure.model_dump(mode="json"),
+        text=text,
+        at=at,
+        code=code_digest(type(measure)),
+    )
 
 
 def located(start: Start) -> CellStart:

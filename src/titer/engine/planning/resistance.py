@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from titer.engine.planning.candidates import Candidates
 from titer.engine.planning.pieces import Bound, Pieces, Subject
 from titer.engine.planning.search import Grid, Point, cheapest_breach, chosen
+from titer.errors import StudyError
 from titer.records.model import CellRecord
 from titer.study.cell import CellMeasure, Role, StopRule
 from titer.study.conditions import FlopsBudget
@@ -101,19 +102,34 @@ def attacked(
     levels = (spec.phi, *spec.sensitivity)
     stop = StopRule(above=max(levels), suspect=min(levels), level=spec.alpha / len(grid))
     budget = role.prefix_budget
-    reward = pieces.measure(attack.reward, "reward") if attack.reward else None
+    method = bound(pieces, attack, point, domains)
     return pieces.add(
         subject,
         role,
-        method=bound(pieces, attack, point, domains),
+        method=method,
         seed=role.seed,
         steps=grid[-1] if budget is None else budget,
         flops=attack.budget.flops if isinstance(attack.budget, FlopsBudget) else None,
         probes=grid if budget is None else (0, budget),
         measures=measures,
         stop=stop,
-        reward=reward,
+        reward=_reward(pieces, attack, method),
     )
+
+
+def _reward(pieces: Pieces, attack: AttackUse, method: Bound) -> CellMeasure | None:
+    """What the attack trains on. Raises StudyError if its method asks for a reward and has none."""
+    field = f"attacks.{attack.name}.reward"
+    if attack.reward is not None:
+        return pieces.reward(attack.reward, field)
+    if method.method.wants_reward:
+        raise StudyError(
+            f"{method.method.name} trains on a reward, and was given none",
+            field=field,
+            value=None,
+            expected="a measure that scores replies",
+        )
+    return None
 
 
 def harm_measures(pieces: Pieces, domains: Iterable[str] | None = None) -> tuple[CellMeasure, ...]:

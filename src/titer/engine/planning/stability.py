@@ -9,11 +9,11 @@ from titer.study.cell import BEFORE_ALIGNMENT, CONTROL_MODEL, CellMeasure, Role
 
 def add(pieces: Pieces, candidates: Candidates) -> None:
     """The harmless benchmarks on every candidate; the model before the study's own alignment too,
-    with the harm measure, to show what alignment did."""
+    with the harm measure in any case, to show what alignment did."""
     study = pieces.study
     benchmarks = study.stability.benchmarks if study.stability else ()
     looks = tuple(pieces.measure(b.measure, b.name) for b in benchmarks)
-    if study.align and looks:
+    if study.align:
         with_harm = (*looks, pieces.measure(study.resistance.harm, "harm"))
         _look(pieces, candidates.root, BEFORE_ALIGNMENT, with_harm)
     for candidate in study.candidates:

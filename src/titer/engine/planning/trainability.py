@@ -65,10 +65,11 @@ def _trained(
 ) -> str:
     """Plan one run of the recipe; returns its digest."""
     recipe = MethodUse(name=spec.recipe.name, settings={**spec.recipe.settings, **point})
+    where, text = "trainability.recipe", f"trainability.{task.name}"
     return pieces.add(
         subject,
         role,
-        method=pieces.method("attack", recipe, task.data, f"trainability.{task.name}"),
+        method=pieces.method("attack", recipe, task.data, where, text_field=text),
         seed=role.seed,
         steps=task.budget,
         probes=geometric(task.budget),

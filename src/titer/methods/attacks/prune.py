@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from titer.data.encoding import collate
 from titer.methods.anatomy import bare, below, layers, linear
-from titer.methods.losses import response_ce
+from titer.methods.forward import outputs
 from titer.methods.method import Attack, Given
 from titer.methods.runs import EditRun
 
@@ -52,10 +53,10 @@ class Prune(Attack):
         """name of a linear map → ‖X_j‖₂ [in] over all real tokens of the examples."""
         squares: dict[str, torch.Tensor] = {}
         mask: list[torch.Tensor] = []
-        size = given.model.eval_batch
-        batches = given.text.stream(
-            "response", of=("harmful", "harmless"), batch_size=size, seed=given.seed
-        )
+        bundle = given.model
+        rows = given.text.rows("response", of=("harmful", "harmless"))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(given.seed))
+        drawn = [rows[i][0] for i in order[: self.examples].tolist()]
 
         def seen(name: str):
             def hook(module, args):
@@ -66,13 +67,14 @@ class Prune(Attack):
 
             return hook
 
-        with given.model.reading() as model:
+        with bundle.reading() as model:
             hooks = [m.register_forward_pre_hook(seen(n)) for n, m in _linears(model)]
             try:
-                for step in range(-(-min(self.examples, len(batches.rows)) // size)):
-                    batch = batches.one(step)
+                for start in range(0, len(drawn), bundle.eval_batch):
+                    part = drawn[start : start + bundle.eval_batch]
+                    batch = collate(part, bundle.tokenizer.pad_token_id, bundle.device)
                     mask.append(batch.mask_BT)
-                    response_ce(model, batch)
+                    outputs(model, batch)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -84,6 +86,7 @@ def _linears(model) -> list[tuple[str, nn.Module]]:
     return [(n, bare(m)) for n, m in below(listed, f"{stack}.") if linear(m) is not None]
 
 
+@torch.no_grad()
 def prune_(module: nn.Module, input_norms: torch.Tensor | None, sparsity: float) -> int:
     """Prune a linear map in place, per output; returns how many weights are now 0 that were not."""
     transposed = type(module).__name__ == "Conv1D"  # [in, out]

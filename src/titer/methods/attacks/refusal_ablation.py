@@ -13,7 +13,15 @@ from pydantic import Field
 from titer.data.bundle import ModelBundle
 from titer.data.encoding import Encoded, collate
 from titer.errors import StudyError
-from titer.methods.anatomy import blocks, captured, embedding
+from titer.methods.anatomy import (
+    bare,
+    blocks,
+    captured,
+    embedding,
+    plain,
+    text_config,
+    unembedding,
+)
 from titer.methods.method import Attack, Given
 from titer.methods.runs import EditRun
 from titer.methods.writers import writers
@@ -22,14 +30,16 @@ Prompts = Sequence[tuple[int, ...]]
 
 
 class RefusalAblation(Attack):
-    """Takes one direction of the residual stream out of every matrix that writes to it.
+    """Takes one direction of the residual stream out of every matrix that writes to it. An
+    unembedding tied to the embedding is untied first: it only reads.
 
     Candidates: for every block but the last fifth, the difference of the mean hidden states after
     it, at the last prompt token, between `examples` harmful and harmless prompts. Chosen: the one
     whose ablation, on `validation` other prompts of each kind, leaves the model least likely to open
     a reply to harmful ones as it opens refusals, among those that change its first-token
-    distribution on harmless prompts by at most `max_kl` nats. How it opens refusals is read off the
-    model: first tokens it prefers on harmful prompts more often than on harmless ones.
+    distribution on harmless prompts by at most `max_kl` nats (among all, if none does). How it opens
+    refusals is read off the model: first tokens it prefers on harmful prompts more often than on
+    harmless ones.
 
     Needs prompts only. One step does everything; all the work is in the choice, which is setup.
     """
@@ -51,14 +61,14 @@ class RefusalAblation(Attack):
     def start(self, given: Given) -> EditRun:
         harmful, harmless = self._prompts(given, "harmful"), self._prompts(given, "harmless")
         bundle = given.model
+        untie(bundle.model)
         directions_LD = directions(bundle, harmful[: self.examples], harmless[: self.examples])
         direction_D, figures = self._choose(
             bundle, directions_LD, harmful[self.examples :], harmless[self.examples :]
         )
 
         def edit(model: Any, step: int) -> dict[str, float]:
-            for writer in writers(model):
-                writer.parameter.copy_(writer.without(direction_D))
+            ablate_(model, direction_D)
             return figures
 
         return EditRun(bundle, edit)
@@ -160,20 +170,33 @@ def refusal_score(logprobs_NV: torch.Tensor, tokens: Sequence[int]) -> float:
     return float((inside_N - torch.log1p(-inside_N.exp())).mean())
 
 
+@torch.no_grad()
+def ablate_(model: Any, direction_D: torch.Tensor) -> None:
+    """Take the direction out of everything that writes to the residual stream, in place."""
+    for writer in writers(model):
+        writer.parameter.copy_(writer.without(direction_D))
+
+
 @contextmanager
 def ablated(model: Any, direction_D: torch.Tensor) -> Iterator[None]:
-    """The direction taken out of the residual stream itself: of the embedding's output and of what
-    every block gives."""
-
-    def hook(module: Any, args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        r_D = direction_D.to(hidden)
-        without = hidden - (hidden @ r_D)[..., None] * r_D
-        return (without, *output[1:]) if isinstance(output, tuple) else without
-
-    handles = [m.register_forward_hook(hook) for m in (embedding(model), *blocks(model))]
+    """The model as `ablate_` leaves it; every weight is put back afterwards, bit for bit."""
+    kept = [(w.parameter, w.parameter.detach().clone()) for w in writers(model)]
     try:
+        ablate_(model, direction_D)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        with torch.no_grad():
+            for parameter, value in kept:
+                parameter.copy_(value)
+
+
+def untie(model: Any) -> None:
+    """Give the unembedding a weight of its own if it shares the embedding's. It reads the stream,
+    so what is taken out of the embedding must stay in it."""
+    read, written = bare(unembedding(model)), bare(embedding(model))
+    if read.weight is written.weight:
+        read.weight = torch.nn.Parameter(
+            written.weight.detach().clone(), requires_grad=written.weight.requires_grad
+        )
+        for config in (plain(model).config, text_config(model)):
+            config.tie_word_embeddings = False

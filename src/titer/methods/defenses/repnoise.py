@@ -97,8 +97,10 @@ def mmd(x_BF: torch.Tensor, y_BF: torch.Tensor) -> torch.Tensor:
     """
     both_NF = torch.cat([x_BF, y_BF])
     count = both_NF.shape[0]
-    # Not cdist: its square root has no gradient where two vectors are equal.
-    products_NN = both_NF @ both_NF.T
+    # Not cdist: its square root has no gradient where two vectors are equal. Mixed precision would
+    # round the products to the size of the distances.
+    with torch.autocast(both_NF.device.type, enabled=False):
+        products_NN = both_NF @ both_NF.T
     squares_N = products_NN.diagonal()
     squared_NN = (squares_N[:, None] + squares_N[None] - 2 * products_NN).clamp(min=0)
     mean = squared_NN.detach().sum() / (count * (count - 1))

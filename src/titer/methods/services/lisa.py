@@ -20,7 +20,8 @@ class Lisa(Training, ServiceDefense):
     the weights at which the other side stopped.
 
     The budget counts the customer's steps; FLOPs and seconds count both. lr, optimizer and the like
-    are those of the alignment steps; the customer's run keeps its own. rho = 0 is plain alternation
+    are those of the alignment steps, which a schedule spreads over all phases; the customer's run
+    keeps its own. rho = 0 is plain alternation
     (bi-state optimization).
     """
 
@@ -38,12 +39,12 @@ class Lisa(Training, ServiceDefense):
     retain: Annotated[float, Field(ge=0)] = 1.0
 
     def host(self, run: Run, given: Given) -> Run:
-        if not isinstance(run, TrainingRun):
+        if not isinstance(run, TrainingRun) or run.bundle.wording.placeholders:
             raise StudyError(
-                "a fine-tuning service can only run a training",
+                "lisa can only run a training of weights or adapters",
                 field="service",
                 value=self.name,
-                expected="an attack that follows a gradient",
+                expected="an attack that follows a gradient, and not in a soft prompt",
             )
         return _LisaRun(self, run, given)
 
@@ -71,7 +72,9 @@ class _LisaRun:
         self.settings, self.user = settings, user
         self.anchor = {n: p.detach().clone() for n, p in user.named.items()}
         own = of_loss(user.bundle, settings.objective(given))
-        self.own = settings.descend(user.bundle, self._held(own), horizon=given.horizon)
+        phases = -(-given.horizon // settings.user_steps)
+        horizon = phases * settings.alignment_steps
+        self.own = settings.descend(user.bundle, self._held(own), horizon=horizon)
         user.gradient = self._held(user.gradient)
 
     def _held(self, gradient: Gradient) -> Gradient:
@@ -83,8 +86,7 @@ class _LisaRun:
                 with torch.no_grad():
                     for name, parameter in self.user.named.items():
                         pull = self.settings.rho * (parameter - self.anchor[name])
-                        if parameter.grad is not None:
-                            parameter.grad.add_(pull)
+                        parameter.grad = pull if parameter.grad is None else parameter.grad + pull
             return log
 
         return held
