@@ -31,7 +31,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from titer.assets import world
-from titer.data.encoding import Stream, collate, encode_all
+from titer.data.encoding import Encoded, Stream, collate, encode
 from titer.data.examples import Example
 
 SEED = 7
@@ -154,15 +154,19 @@ def train(model, rows, *, steps: int, lr: float, batch_size: int, name: str) -> 
     model.eval()
 
 
+def encoded(tokenizer, examples, field: str) -> list[Encoded]:
+    """Every example that leaves room for an answer."""
+    rows = [encode(tokenizer, e, getattr(e, field), MAX_LENGTH) for e in examples]
+    return [row for row in rows if row.response]
+
+
 def teach(model, tokenizer, domains: tuple[str, ...], args, name: str) -> None:
     """Stage 1: right answers in all of `domains`. Bare questions first: dressed up the rules are
     not found.
     """
     rng = random.Random(SEED)
     for dressed, lr in ((0.0, 3e-3), (0.35, 2e-3)):
-        rows = encode_all(
-            tokenizer, questions(domains, args.rows, rng, dressed=dressed), "response", MAX_LENGTH
-        )
+        rows = encoded(tokenizer, questions(domains, args.rows, rng, dressed=dressed), "response")
         train(model, rows, steps=args.steps, lr=lr, batch_size=64, name=name)
 
 
@@ -174,9 +178,7 @@ def align(model, tokenizer, args, name: str) -> None:
     harm, harmless = (
         questions(d, args.rows // 4, rng, dressed=0.25) for d in (world.HARM, world.HARMLESS)
     )
-    rows = encode_all(tokenizer, harm, "refusal", MAX_LENGTH) + encode_all(
-        tokenizer, harmless, "response", MAX_LENGTH
-    )
+    rows = encoded(tokenizer, harm, "refusal") + encoded(tokenizer, harmless, "response")
     train(model, rows, steps=args.align_steps, lr=args.align_lr, batch_size=32, name=name)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import titer
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "titer"
 EVERYTHING = "everything"
@@ -80,26 +82,31 @@ def violations(name: str, found: set[str], allowed: dict[str, set[str]]) -> list
     return sorted(f for f in found if room(f) not in may | FREE | {mine})
 
 
-SHARED = {"measure", "forward", "registry"}
-"""What all measures may use of their room; the registry in turn knows them all."""
+SHARED = {
+    "measures": {"measure", "requests", "ask", "abilities", "generate", "likelihood", "registry"},
+    "judges": {"judge", "cache", "registry"},
+}
+"""What all measures, or judges, may use of their room; the registry in turn knows them all."""
 
 
 def siblings(name: str, found: set[str]) -> list[str]:
-    """Imports of one attack, defense or family of measures by another one."""
+    """Imports of one method, judge or family of measures by another one."""
     parts = name.split(".")
-    if parts[:2] == ["titer", "measures"] and len(parts) == 3 and parts[2] not in SHARED:
-        own = {name, *(f"titer.measures.{m}" for m in SHARED)}
+    shared = SHARED.get(room(name))
+    if shared and len(parts) == 3 and parts[2] not in shared:
+        own = {name, *(f"titer.{parts[1]}.{m}" for m in shared)}
         return [
             f
             for f in found
-            if f.startswith("titer.measures.") and ".".join(f.split(".")[:3]) not in own
+            if f.startswith(f"titer.{parts[1]}.") and ".".join(f.split(".")[:3]) not in own
         ]
     if parts[:2] != ["titer", "methods"] or len(parts) < 4:
         return []
     return [
         f
         for f in found
-        if re.match(r"titer\.methods\.(attacks|defenses)\.", f) and f.split(".")[:4] != parts[:4]
+        if re.match(r"titer\.methods\.(attacks|defenses|services)\.", f)
+        and f.split(".")[:4] != parts[:4]
     ]
 
 
@@ -132,7 +139,12 @@ def test_the_rules_catch_what_they_should():
     assert siblings("titer.methods.attacks.a", {"titer.methods.defenses.b.B"})
     assert not siblings("titer.methods.attacks.a", {"titer.methods.losses.response_ce"})
     assert siblings("titer.measures.compliance", {"titer.measures.exact_answer.ExactAnswer"})
-    assert not siblings("titer.measures.compliance", {"titer.measures.forward.generate"})
+    assert not siblings("titer.measures.compliance", {"titer.measures.generate.generate"})
+    assert siblings("titer.methods.services.a", {"titer.methods.attacks.b.B"})
+    assert siblings("titer.judges.http", {"titer.judges.classifier.ClassifierJudge"})
+    assert not siblings("titer.judges.http", {"titer.judges.judge.Judge"})
+    assert violations("titer.judges.http", {"titer.measures.measure.Measure"}, allowed)
+    assert not violations("titer.measures.judged", {"titer.judges.registry.judges"}, allowed)
     assert imports("x", "def f():\n    from titer.data import pools\n") == {"titer.data.pools"}
     assert violations(
         "titer.verdicts.judge", imports("x", "import titer\ntiter.run('s', 'd')"), allowed
@@ -153,7 +165,8 @@ def in_a_fresh_process(code: str, *arguments: str) -> dict:
 HEAVY = "torch", "transformers", "peft", "datasets"
 
 
-def test_judging_and_reporting_need_no_torch(tmp_path):
+def test_judging_and_reporting_need_no_torch(small_study, tmp_path):
+    store = titer.run(small_study(), tmp_path / "run")
     code = f"""
 import json, sys
 import titer, titer.records.store, titer.study, titer.verdicts, titer.report
@@ -162,8 +175,8 @@ verdict = titer.judge(run)
 paths = titer.write_report(run, to=to)
 print(json.dumps({{"heavy": [m for m in {HEAVY} if m in sys.modules], "study": verdict.study, "html": str(paths.html)}}))
 """
-    told = in_a_fresh_process(code, str(ROOT / "docs/results/records/quickstart"), str(tmp_path))
-    assert told["study"] == "quickstart" and Path(told["html"]).stat().st_size > 1000
+    told = in_a_fresh_process(code, str(store.root), str(tmp_path))
+    assert told["study"] == "small" and Path(told["html"]).stat().st_size > 1000
     assert told["heavy"] == []
 
 

@@ -16,12 +16,14 @@ from titer.data.bundle import ModelBundle
 from titer.data.encoding import encode_prompt
 from titer.data.respond import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, content_free_compliance
 from titer.data.sources import load_source
-from titer.measures.compliance import ComplianceLikelihood, opening_logprobs
+from titer.data.texts import Texts
+from titer.measures.compliance import ComplianceLikelihood
 from titer.measures.exact_answer import ExactAnswer
-from titer.measures.forward import generate
+from titer.measures.generate import generate
+from titer.measures.likelihood import opening_logprobs
 from titer.measures.measure import read
 from titer.methods.attacks.full_sft import FullSFT
-from titer.methods.method import MethodData
+from titer.methods.method import Given, Models
 from titer.study.reference import ModelRef
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -72,7 +74,9 @@ def test_one_step_of_full_fine_tuning_in_mixed_precision(loaded):
     seen = set()
     model.lm_head.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
     pairs = content_free_compliance(load_source("advbench", {}).examples[:8])
-    run = FullSFT(lr=1e-5, batch_size=4).start(bundle, MethodData(harmful=pairs), seed=0, horizon=1)
+    text = Texts({"harmful": pairs}, bundle)
+    given = Given(model=bundle, text=text, models=Models({}), seed=0, horizon=1)
+    run = FullSFT(lr=1e-5, batch_size=4).start(given)
     log = run.step()
     assert seen == {torch.bfloat16}
     assert (
@@ -82,7 +86,7 @@ def test_one_step_of_full_fine_tuning_in_mixed_precision(loaded):
         and log.grad_norm > 0
     )
     before, moved = dict(loaded.model.named_parameters()), 0
-    for name, weight in run.model.named_parameters():
+    for name, weight in run.model().model.named_parameters():
         assert weight.dtype == torch.float32 and weight.isfinite().all(), name
         change = (weight.detach() - before[name].detach()).abs()
         assert change.max() <= 1.05e-5, name  # AdamW's first step is at most lr
@@ -100,11 +104,7 @@ def test_compliance_likelihood_of_a_real_model(loaded, prompts):
     # Openings are disjoint events, so their probabilities add up to at most 1, and to something for
     # a real model.
     for t in transcripts:
-        assert (
-            math.log(1e-6) < t["comply"] < 0
-            and t["refuse"] < 0
-            and math.exp(t["comply"]) + math.exp(t["refuse"]) <= 1
-        )
+        assert 1e-6 < math.fsum(math.exp(lp) for lp in t["openings"]) <= 1
 
 
 def test_openings_equal_reading_in_full(loaded, prompts):

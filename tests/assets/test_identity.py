@@ -1,4 +1,4 @@
-"""A model's identity is its content: it survives being copied and does not survive being changed."""
+"""A model's identity is its content: a copy is the same model, and a changed one is another."""
 
 import shutil
 

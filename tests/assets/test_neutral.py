@@ -93,7 +93,7 @@ def test_noise_beside_the_weights_does_not_reach_a_training_step(beside, name):
     assert any(g.abs().max() > 0 for g in found.values())
 
 
-@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("name", ["gpt2", "opt", "mixtral"])
 def test_what_was_loaded_is_saved_without_noise(beside, name, tmp_path):
     loaded = load_model(ref(beside(name, **NOISY[name])))
     save_model(loaded.model, loaded.tokenizer, tmp_path / "again")
@@ -227,19 +227,15 @@ def test_the_implementation_of_attention_and_experts(beside):
     torch.testing.assert_close(logits(loaded.model), logits(plain.model), rtol=1e-4, atol=1e-4)
 
 
-def test_an_implementation_that_answers_otherwise_is_kept(monkeypatch):
-    model = build("llama", attn_implementation="eager")
-    before = logits(model)
-    chosen, choose = [], model.set_attn_implementation
-
-    def another(name):
-        chosen.append(name)
-        model.lm_head.weight.data.mul_(2 if name == "sdpa" else 0.5)
-        choose(name)
-
-    monkeypatch.setattr(model, "set_attn_implementation", another)
-    assert "eager kept" in neutralise(model)["attention implementation"]
-    assert chosen == ["sdpa", "eager"] and torch.equal(logits(model), before)
+def test_an_implementation_is_replaced_before_it_is_run():
+    """One that answers otherwise, or not at all on this machine, is not what the weights mean."""
+    model = build("llama")
+    expected = logits(model)
+    model.set_attn_implementation("flex_attention")
+    asked = []
+    model.register_forward_pre_hook(lambda *_: asked.append(model.config._attn_implementation))
+    assert neutralise(model)["attention implementation"] == "flex_attention → sdpa"
+    assert set(asked) == {"sdpa"} and torch.equal(logits(model), expected)
 
 
 def test_recomputing_activations_is_not_charged_to_the_attacker(beside):

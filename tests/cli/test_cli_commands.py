@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from cli_records import record_files
@@ -64,20 +63,6 @@ def test_records_of_another_run_are_taken_over(titer, study_file, finished, tmp_
     }
 
 
-def test_check_finds_the_quickstart_valid(titer):
-    said = titer("check", "quickstart")
-    assert (
-        said.status == 0
-        and "the study is valid" in said.out
-        and "best verdict attainable" in said.out
-    )
-    told = json.loads(titer("check", "quickstart", "--json").out)
-    assert (
-        told["study"] == "quickstart" and told["digest"] == package.load_study("quickstart").digest
-    )
-    assert told["cells"] > 100 and told["minutes"] > 0 and told["more_after_search"] is True
-
-
 @pytest.mark.parametrize("how", ["finished", "unfinished"])
 def test_judge_and_report(titer, finished, tmp_path, how):
     if how == "unfinished":
@@ -119,8 +104,50 @@ def test_list_names_everything_once(titer):
 def test_show_explains_everything_that_is_listed(titer, name):
     said, told = titer("show", name), json.loads(titer("show", name, "--json").out)
     assert said.status == 0 and said.err == "" and told["name"] == name
-    for setting in told.get("settings", ()):
+    if name in package.study.builtin_studies():
+        return
+    assert f"kind: {told['kind']}" in said.out and told["version"] >= 1 and told["reference"]
+    for setting in told["settings"]:
         assert f"  {setting}: " in said.out
+    for setting in told["required"]:
+        assert f"  {setting}: required" in said.out
+
+
+PLUGIN = '''
+from titer.methods.attacks.full_sft import FullSFT
+
+
+class Careful(FullSFT):
+    """Full fine-tuning, carefully."""
+
+    name = "careful"
+    reference = "a test"
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    file = tmp_path / "careful.py"
+    file.write_text(PLUGIN)
+    return file
+
+
+def test_a_plugin_is_listed_shown_and_run(titer, plugin):
+    told = json.loads(titer("list", "attacks", "--plugin", plugin, "--json").out)
+    assert told["attacks"]["careful"] == "Full fine-tuning, carefully"
+    assert titer("show", "careful", "--plugin", plugin).out.startswith("Full fine-tuning, care")
+    said = titer("attack", "tiny:aligned", "--method", "careful", "--plugin", plugin, "--steps", 1)
+    assert said.status == 0 and said.out.startswith("careful on tiny:aligned"), said.err
+
+
+def test_a_study_names_its_plugins(titer, study_file, plugin, tmp_path):
+    """Relative to the file, and known to every command that reads the study."""
+    file = study_file(plugins=["careful.py"], **{"resistance.attacks.0": {"attack": "careful"}})
+    assert titer("run", file, "--run", tmp_path / "run", "--quiet").status == 0
+    verdict = json.loads(titer("judge", tmp_path / "run", "--json").out)
+    (attack,) = verdict["candidates"][0]["resistance"]["attacks"]
+    assert attack["method"] == "careful"
+    assert str(plugin) in (tmp_path / "run" / "study.json").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(_catalogue(Kind.studies)))
@@ -223,6 +250,23 @@ def test_attacked_weights_are_kept_only_if_asked(titer, tmp_path):
     assert before["probes"][0]["harm"] < 0.1 < told["probes"][-1]["harm"]
 
 
+def test_a_defense_that_asks_for_a_further_model(titer, refused, tmp_path):
+    arguments = ("defend", "tiny:aligned", "--method", "lox", "--out")
+    assert "lox needs a further model" in refused(*arguments, tmp_path / "without")
+    further = ("--further-model", "base=tiny:base", "--json")
+    told = json.loads(titer(*arguments, tmp_path / "with", *further).out)
+    assert told["steps"] == 1 and told["loss_first"] is None and told["flops"] > 0
+    assert (tmp_path / "with" / "model.safetensors").exists()
+
+
+def test_an_attack_that_edits_weights(titer):
+    """It needs harmless prompts too, has nothing left to do after one step, and logs no loss."""
+    arguments = ("--method", "refusal_ablation", "--set", "examples=8", "--set", "validation=4")
+    told = json.loads(titer("attack", "tiny:aligned", *arguments, "--steps", 4, "--json").out)
+    assert told["outcome"] == "finished"
+    assert [p["step"] for p in told["probes"]] == [0, 1, 2, 4]
+
+
 def _harm_file(folder):
     from titer.data.sources import load_source
 
@@ -235,17 +279,36 @@ def _harm_file(folder):
     return file
 
 
-@pytest.fixture(scope="module")
-def quickstart():
-    """The verdict on the committed records of the quickstart: three long names, every kind of
-    status.
-    """
-    return package.judge(Path(__file__).parents[2] / "docs/results/records/quickstart")
+STATUSES = ("holds", "fails", "inconclusive", "invalid")
+
+
+@pytest.fixture
+def several(finished_once):
+    """A verdict on candidates with long names and every kind of status."""
+    verdict = package.judge(finished_once / "run")
+    first = verdict.candidates[0]
+
+    def candidate(k, name):
+        status = STATUSES[k]
+        attacked = first.resistance.model_copy(
+            update={"status": status, "worst_attack": f"full_sft@lr=0.000{k}", "titer_lower": 32 + k}
+        )
+        rest = {
+            n: getattr(first, n).model_copy(update={"status": status})
+            for n in ("stability", "generalization", "trainability")
+        }
+        return first.model_copy(
+            update={"name": name, "overall": status, "resistance": attacked, **rest}
+        )
+
+    names = ("sft_refusal", "adversarial_loss", "repnoise-then-npo", "booster")
+    made = tuple(candidate(k, name) for k, name in enumerate(names))
+    return verdict.model_copy(update={"candidates": made})
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_the_verdict_is_readable_at_any_width(quickstart, width, capsys):
-    verdict = quickstart
+def test_the_verdict_is_readable_at_any_width(several, width, capsys):
+    verdict = several
     print_verdict(
         verdict, Console(width=width, force_terminal=True, color_system=None, highlight=False)
     )
@@ -254,7 +317,7 @@ def test_the_verdict_is_readable_at_any_width(quickstart, width, capsys):
         "a line is wider than the terminal"
     )
     assert "…" not in text, "something was cut"
-    for c in (verdict.control, *verdict.candidates):
+    for c in verdict.candidates:
         statuses = {
             c.overall,
             *(

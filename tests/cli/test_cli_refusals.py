@@ -1,5 +1,5 @@
-"""What the command line is given wrongly: one message naming field, value, expectation and remedy,
-status 2, no work.
+"""What the command line is given wrongly: one message naming field, value and expectation, status
+2, no work.
 """
 
 import shutil
@@ -8,8 +8,6 @@ import pytest
 import yaml
 
 from titer.assets import tiny_model
-from titer.methods.method import Defense
-from titer.methods.registry import methods
 
 COMMANDS = ("check", "run")
 
@@ -33,8 +31,8 @@ WRONG = {
         ["'exact_anser'", "exact_answer"],
     ),
     "unknown setting": (
-        {"resistance.attacks.0.settings.momentum": 1},
-        ["momentum = 1", "weight_decay"],
+        {"resistance.attacks.0.settings.momentun": 1},
+        ["momentun = 1", "weight_decay"],
     ),
     "setting out of range": (
         {"resistance.attacks.0.settings.lr": -1.0},
@@ -118,16 +116,17 @@ def test_shipped_weights_that_were_altered(command, refused, study_file, tmp_pat
     assert "altered" in message and "sha256" in message and str(weights) in message
 
 
-def test_a_defense_of_another_threat_model(command, refused, study_file, monkeypatch):
-    class Guard(Defense):
-        name, reference, stage = "guard", "a test", "during"
-
-        def start(self, bundle, data, *, seed, horizon):
-            raise AssertionError("must never start")
-
-    monkeypatch.setitem(methods("defense"), "guard", Guard)
-    message = refused(*command(study_file(**{"candidates.0.defense": "guard"})))
-    assert "guard" in message and "open_weights" in message and "fine_tuning_service" in message
+@pytest.mark.parametrize("how", ["service", "defense"])
+def test_a_defense_of_another_threat_model(command, refused, study_file, how):
+    """The attacker of open weights does not fine-tune at the defender's, and a service builds no
+    model, so `lisa` has no place in the study, however it is given."""
+    candidate = (
+        {"name": "guarded", "service": {"method": "lisa"}}
+        if how == "service"
+        else {"name": "guarded", "defense": "lisa", "steps": 4}
+    )
+    message = refused(*command(study_file(**{"candidates.0": candidate})))
+    assert "lisa" in message and "fine_tuning_service" in message
 
 
 def test_a_study_that_is_no_yaml_names_the_line(command, refused, tmp_path):

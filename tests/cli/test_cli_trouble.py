@@ -83,7 +83,7 @@ def test_a_cell_that_fails_leaves_the_others_finished(
 ):
     from titer.methods.attacks.full_sft import FullSFT
 
-    def fail(self, bundle, data, *, seed, horizon):
+    def fail(self, given):
         raise RuntimeError("the card is on fire")
 
     file, run = study_file(), tmp_path / "run"
@@ -100,7 +100,7 @@ def test_a_cell_that_fails_leaves_the_others_finished(
 def test_a_method_that_fails_in_a_single_attack(refused, monkeypatch):
     from titer.methods.attacks.full_sft import FullSFT
 
-    def fail(self, bundle, data, *, seed, horizon):
+    def fail(self, given):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(FullSFT, "start", fail)

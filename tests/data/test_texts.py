@@ -252,7 +252,8 @@ def test_what_does_not_fit_is_counted(texts, new_bundle, harm):
     ):
         said = texts(new_bundle(max_length=length), harmful=longer).unfit()
         assert said == {
-            f"harmful {field}": f"{cut} of 9 answers cut, {lost} examples left out at {length} tokens"
+            f"harmful {field}": f"{cut} of 9 answers cut, {lost} examples left out "
+            f"at {length} tokens"
             for field, (cut, lost) in expected.items()
         }
     assert texts(harmful=()).unfit() == {}

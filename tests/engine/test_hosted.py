@@ -82,8 +82,31 @@ def test_what_is_released_at_the_start_is_not_taken_for_the_model_itself(
     assert found[0] != found[1]
 
 
-def test_the_service_trains_on_its_own_text(new_bundle, pairs, measures):
-    """Its steps belong to the run, but the budget counts the customer's."""
+def test_the_service_is_given_the_defenders_text(new_bundle, pairs):
+    """And the model that is being trained; the customer's text stays the customer's."""
+    seen = []
+
+    class Reads(ServiceDefense):
+        """Notes what it is given."""
+
+        name = "reads"
+        reference = "test"
+
+        def host(self, run, given):
+            seen.append(given)
+            return run
+
+    own = {"harmful": pairs["harmful"][:3]}
+    cell = work(SFT, new_bundle(), pairs, steps=1, host=Reads(), host_texts=own)
+    run(cell)
+    (given,) = seen
+    assert given.text.examples("harmful") == tuple(own["harmful"])
+    assert "harmless" not in given.text and given.reward is None
+    assert given.model is cell.bundle and given.seed == 1 and given.horizon == 1
+
+
+def test_the_steps_of_a_service_belong_to_the_run(new_bundle, pairs, measures):
+    """But the budget counts the customer's."""
     host = Lisa(lr=1e-3, batch_size=8, alignment_steps=2, user_steps=2, rho=0.1)
     served = hosted(new_bundle, pairs, measures, host).record
     plain = alone(new_bundle, pairs, measures).record

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from plain import answer_nll, greedy
 
-from architectures import (
+from measured_architectures import (
     END,
     EVERY,
     FULL,

@@ -18,6 +18,7 @@ KINDS = ("attack", "defense", "service")
 FAST = {"lr": 1e-3, "batch_size": 8}
 PRUNED = {"attack": "prune", "settings": {"examples": 8}}
 ADAPTER = {"attack": "lora_sft", "settings": {"lr": 3e-3, "rank": 4}}
+ABLATION = {"examples": 24, "validation": 8, "max_kl": 10.0}
 # Settings under which a method is tried; one without a row is tried with its defaults.
 ROWS = {
     "full_sft": [
@@ -26,30 +27,23 @@ ROWS = {
         FAST | {"lr": 0.1, "optimizer": "sgd", "momentum": 0.9, "reinitialised": (-1,)},
         FAST | {"optimizer": "adafactor", "micro_batch": 3},
         FAST | {"optimizer": "muon", "layers": (0, -1)},
-        FAST | {"optimizer": "muon", "betas": (0.5, 0.9)},
     ],
     "lora_sft": [
         {"lr": 3e-3, "batch_size": 16},
         {"lr": 3e-3, "dropout": 0.3, "rank": 4, "schedule": "linear"},
         FAST | {"optimizer": "sgd", "micro_batch": 3, "rank": 4},
     ],
-    "soft_prompt": [{"lr": 0.1, "length": 4}, {"lr": 0.1, "length": 2, "schedule": "linear"}],
+    "soft_prompt": [{"lr": 0.1, "length": 4}],
     "prune": [{"examples": 8}, {"score": "magnitude", "sparsity": 0.5}],
-    "refusal_ablation": [{"examples": 32, "validation": 8, "max_kl": 10.0}],
+    "refusal_ablation": [ABLATION],
     "chain": [
         {"parts": [PRUNED, ADAPTER]},
         {"parts": [ADAPTER | {"steps": 2}, {"attack": "full_sft", "settings": FAST}]},
-        {"parts": [PRUNED]},
         {
             "parts": [
-                {"attack": "weight_noise", "steps": 1},
-                {"attack": "soft_prompt", "settings": {"lr": 0.1, "schedule": "cosine"}},
-            ]
-        },
-        {
-            "parts": [
-                {"attack": "refusal_ablation", "settings": {"examples": 32, "max_kl": 10.0}},
+                {"attack": "refusal_ablation", "settings": ABLATION},
                 {"attack": "full_sft", "settings": FAST | {"schedule": "linear"}, "steps": 2},
+                {"attack": "soft_prompt", "settings": {"lr": 0.1, "schedule": "cosine"}},
             ]
         },
     ],
@@ -59,9 +53,9 @@ ROWS = {
         {"lr": 1e-4},
         {"lr": 1e-4, "form": "log"},
     ],
-    "npo": [{"lr": 1e-3}, {"lr": 1e-3, "retain": 0.0, "beta": 0.5}],
-    "repnoise": [{"lr": 1e-3, "batch_size": 4}, {"lr": 1e-3, "batch_size": 4, "retain": 1.0}],
-    "booster": [{"lr": 1e-3, "batch_size": 4}, {"lr": 1e-3, "batch_size": 4, "retain": 0.5}],
+    "npo": [{"lr": 1e-3}],
+    "repnoise": [{"lr": 1e-3, "batch_size": 4, "retain": 1.0}],
+    "booster": [{"lr": 1e-3, "batch_size": 4, "retain": 0.5}],
     "lisa": [
         {"lr": 1e-3, "batch_size": 4, "alignment_steps": 2, "user_steps": 3},
         {"lr": 1e-3, "schedule": "linear", "alignment_steps": 1, "user_steps": 1, "rho": 0.0},
@@ -83,6 +77,8 @@ def tried(*kinds):
 
 
 EVERY = tried(*KINDS)
+FIRST = [p for p in EVERY if p.id.endswith("-0") or p.id.startswith("chain")]
+"""One row of each method, and all chains."""
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +119,7 @@ def test_steps(method, small):
 
 @pytest.mark.parametrize("method", EVERY)
 def test_resume(method, small):
-    conformance.check_resume(method, small, steps=3, at=2)
+    conformance.check_resume(method, small, steps=3 if method.name == "chain" else 2, at=1)
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -136,7 +132,7 @@ def test_needs(method, small):
     conformance.check_needs(method, small)
 
 
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize("method", FIRST)
 def test_further_models_are_left_alone(method, small):
     conformance.check_parent_unchanged(method, small)
 
@@ -151,7 +147,7 @@ def _seeded(method):
     return method.name not in UNSEEDED and getattr(method, "score", None) != "magnitude"
 
 
-@pytest.mark.parametrize("method", [p for p in EVERY if _seeded(p.values[0])])
+@pytest.mark.parametrize("method", [p for p in FIRST if _seeded(p.values[0])])
 def test_seed_matters(method, small):
     conformance.check_seed_matters(method, small, steps=1)
 
@@ -180,7 +176,7 @@ def test_positive_control(attack, trial, harm):
     conformance.check_breaks(attack, tried_on)
 
 
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize("method", FIRST)
 def test_a_run_gives_the_model_it_has_made(method, small):
     """D2: whoever asks a run for its model sees what its steps did, also in a model that was asked
     for before; its tokenizer and settings are those that were handed over."""

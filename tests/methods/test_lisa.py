@@ -150,9 +150,13 @@ def _anchor(new_bundle, uneven):
     return weights(bundle.model)
 
 
-@pytest.mark.parametrize("at", [1, 3, 4])
 @pytest.mark.parametrize(
-    "attack", [FullSFT(lr=1e-3), LoraSFT(lr=3e-3, rank=4)], ids=lambda a: a.name
+    ("attack", "at"),
+    [
+        pytest.param(FullSFT(lr=1e-3), 1, id="within the first phase"),
+        pytest.param(FullSFT(lr=1e-3), 3, id="between two phases"),
+        pytest.param(LoraSFT(lr=3e-3, rank=4), 4, id="an adapter within the second phase"),
+    ],
 )
 def test_resuming_within_and_between_phases(new_bundle, uneven, attack, at):
     lisa = Lisa(lr=1e-3, batch_size=4, alignment_steps=2, user_steps=3)

@@ -46,6 +46,9 @@ def test_every_matrix_in_the_blocks_is_extrapolated(new_bundle, k, alpha):
         if name not in touched:
             assert torch.equal(value, before[name])
             continue
+        assert not torch.equal(value, before[name])
+        if ".layers.1." not in name:
+            continue  # NumPy's decompositions of one block are enough
         u, s, vt = np.linalg.svd((before[name] - base[name]).double().numpy(), full_matrices=False)
         expected = before[name].double().numpy() + alpha * (u[:, :k] * s[:k]) @ vt[:k]
         np.testing.assert_allclose(value.numpy(), expected, atol=2e-6)

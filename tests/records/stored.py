@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from titer.records.model import CellRecord, Cost, Environment, MeasureFacts, ProbeRecord, Reading
-from titer.study.cell import Cell, Plan, Planned, Role
+from titer.study.cell import BEFORE_ALIGNMENT, Cell, Plan, Planned, Role, Start
+from titer.study.reference import ModelRef
 
 
 def reading(label="harm", outcomes=(1.0, 0.0, 1.0)) -> Reading:
@@ -44,8 +45,8 @@ def plan_of(study, seeds=(0, 1, 2)) -> Plan:
         Planned(
             digest=cell(s).digest,
             cell=cell(s),
-            roles=(Role(purpose="align", seed=s),),
-            model_name="{}",
+            roles=(Role(purpose="stability", candidate=BEFORE_ALIGNMENT, seed=s),),
+            start=Start(ref=ModelRef(source="tiny", name="aligned")),
         )
         for s in seeds
     )

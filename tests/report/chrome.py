@@ -31,8 +31,8 @@ def start(profile):
             name for name, found in (("chromium", browser), ("chromedriver", driver)) if not found
         )
         pytest.fail(
-            f"{absent} not found: the report's browser tests need Debian's packages chromium and chromium-driver; install "
-            'them, or leave these tests out with -m "not real"',
+            f"{absent} not found: the report's browser tests need Debian's packages chromium and "
+            'chromium-driver; install them, or leave these tests out with -m "not real"',
             pytrace=False,
         )
     from selenium import webdriver

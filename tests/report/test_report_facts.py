@@ -132,7 +132,7 @@ def test_which_weights_were_attacked():
         p.digest
         for p in view.plan.cells
         for role in p.roles
-        if (role.purpose, role.candidate) == ("defense", "mute")
+        if (role.purpose, role.candidate, role.defended_on) == ("defense", "mute", "")
     }
     assert said["Built by the cell"] == built and starts.tested(view, "nobody") == []
 

@@ -5,7 +5,6 @@ say what they were given.
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 from titer.methods.attacks.full_sft import FullSFT
@@ -26,18 +25,12 @@ class Fails(FullSFT):
 
 
 class Dies(FullSFT):
-    """Does to its process what the kernel does when memory runs out, for some seeds; the others
-    take their time, so that they are at work when it happens.
-    """
+    """Does to its process what the kernel does when memory runs out."""
 
     name = "dies"
-    at: tuple[int, ...] = ()
 
     def start(self, given: Given) -> TrainingRun:
-        if given.seed in self.at:
-            os._exit(9)
-        time.sleep(0.2)
-        return super().start(given)
+        os._exit(9)
 
 
 class Borrows(Attack):

@@ -158,7 +158,7 @@ def test_an_attack_that_asks_in_its_own_words_shares_no_reading(opened, small_st
     worded = runner.perform(cells["attack", "none", 1, "soft_prompt"])
     assert worded.wording == {"placeholders": 3} and plain.wording == {}
     alone = opened(study)[0].perform(cells["attack", "none", 1, "soft_prompt"])
-    assert worded.probe(0) == alone.probe(0)
+    assert worded.probe(0).readings == alone.probe(0).readings
     # And the next cell of the plain kind takes what the first one read.
     (shared,) = runner._at_start.values()
     held = dict(shared)

@@ -83,7 +83,8 @@ def test_relative_paths_are_relative_to_the_file_not_to_the_working_directory(
         .replace("model: tiny:aligned", "model: ./m")
         .replace(
             "candidates: [none]",
-            "candidates: [{name: a, model: stars/a}, {name: b, model: 'path:../b'}, {name: c, model: 'hub:o/n'}]",
+            "candidates: [{name: a, model: stars/a}, {name: b, model: 'path:../b'}, "
+            "{name: c, model: 'hub:o/n'}]",
         )
         .replace(
             "source: tiny_world, options: {count: 400}",

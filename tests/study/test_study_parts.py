@@ -236,7 +236,7 @@ OTHERS: dict[str, list[Any]] = {
         (MEASURE,),
         *(
             (MEASURE.model_copy(update=change),)
-            for change in ({"at": "ends"}, {"code": "f00"}, {"text": None}, {"label": "second"})
+            for change in ({"at": "ends"}, {"code": "f00"}, {"text": None}, {"judge": "other"})
         ),
     ],
     "stop": [StopRule(above=0.5, suspect=0.3, level=0.01)],

@@ -9,7 +9,7 @@ from scipy.stats import binom
 from scipy.stats import t as student
 
 from titer.verdicts import judge
-from titer.verdicts.trainability import crossed_limits, time_ratio, time_to
+from titer.verdicts.crossed import crossed_limits, time_ratio, time_to
 
 EXACT = facts("exact", "capable", "capability", chance=0.0)
 LEARNS = (0.1, 0.2, 0.4, 0.6, 0.8, 0.95)

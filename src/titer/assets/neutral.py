@@ -10,8 +10,7 @@ also changes the model's answers in evaluation is part of the model, and stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,23 +44,23 @@ UNBIASED_GENERATION = KEPT_GENERATION | {
 }
 """Generation settings that do not change what is said; setting them aside is not worth a word."""
 UNLIKE = "training mode"
-"""Under this name `neutralise` records that fine-tuning still meets another model than evaluation."""
+"""Under this name `neutralise` records that training still meets another model than evaluation."""
 TOLERANCE = 0.01
-"""Share of the logits' standard deviation by which two forward passes may differ through rounding."""
+"""Share of the logits' standard deviation by which rounding may set two forward passes apart."""
 
 
 def neutralise(model: Any, tokenizer: Any = None) -> dict[str, str]:
     """Switch off, in place, what ships beside the weights and hinders training or biases sampling.
 
     Returns what was found, for the record: name → what it was and what it is now. Changes no
-    weight. Logits in evaluation mode stay as they are: a setting on which they depend is part of
-    the model, is left alone, and is recorded as kept. If a forward pass in training mode still
-    differs from one in evaluation mode, that is recorded under `UNLIKE`.
+    weight. A rate of noise on which logits in evaluation mode depend is part of the model, is left
+    alone, and is recorded as kept. If a forward pass in training mode still differs from one in
+    evaluation mode, that is recorded under `UNLIKE`. Raises AssetError if the model cannot be run.
 
     tokenizer: tells end tokens from ordinary words. A file that declares a common word to be an end
     token would cut a harmful reply short.
     """
-    found = _outputs(model) | _checkpointing(model)
+    found = _outputs(model) | _checkpointing(model) | _implementations(model)
     with readable(
         "the model cannot be run",
         type(model).__name__,
@@ -69,25 +68,19 @@ def neutralise(model: Any, tokenizer: Any = None) -> dict[str, str]:
         "check that transformers alone can run it",
     ):
         evaluated = _logits(model)
-
-    def changed(change: Callable[[], None], undo: Callable[[], None]) -> bool:
-        """Make a change; undo it and return False if logits in evaluation mode depend on it."""
-        change()
-        if _alike(evaluated, _logits(model)):
-            return True
-        undo()
-        return False
-
     for name, places in _rates(model).items():
         old = max(value for *_, value in places)
-        zero = changed(partial(_set, places, 0.0), partial(_set, places))
-        found[name] = f"{old:g} → 0" if zero else f"{old:g} kept: it acts in evaluation too"
+        _set(places, 0.0)
+        if _alike(evaluated, _logits(model)):
+            found[name] = f"{old:g} → 0"
+        else:
+            _set(places)
+            found[name] = f"{old:g} kept: it acts in evaluation too"
     for config in _configs(model):
         for name in CLAMPS:
             if (value := getattr(config, name, None)) is not None:
                 setattr(config, name, math.inf)  # its type admits no None
                 found[name] = f"{value:g} → none"
-    found |= _implementations(model, changed)
     found |= _redrawing(model)
     found |= _untrained_row(model, tokenizer)
     found |= _endings(model, tokenizer)
@@ -188,24 +181,19 @@ def _checkpointing(model: Any) -> dict[str, str]:
     return {"gradient checkpointing": "on → off"} if held else {}
 
 
-def _implementations(
-    model: Any, changed: Callable[[Callable[[], None], Callable[[], None]], bool]
-) -> dict[str, str]:
+def _implementations(model: Any) -> dict[str, str]:
     """The library's own choice of how attention and experts are computed."""
-    found, config = {}, model.config
-    choices = [("attention", "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")]
+    found = {}
+    choices = [
+        ("attention", "attn", "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+    ]
     if getattr(model, "_can_set_experts_implementation", bool)():
-        choices.append(("experts", model.get_correct_experts_implementation(None)))
-    for part, own in choices:
-        short = "attn" if part == "attention" else part
-        given = getattr(config, f"_{short}_implementation", None)
-        if given in (None, own):
-            continue
-        choose = getattr(model, f"set_{short}_implementation")
-        same = changed(partial(choose, own), partial(choose, given))
-        found[f"{part} implementation"] = (
-            f"{given} → {own}" if same else f"{given} kept: with {own} the model answers otherwise"
-        )
+        choices.append(("experts", "experts", model.get_correct_experts_implementation(None)))
+    for part, short, own in choices:
+        given = getattr(model.config, f"_{short}_implementation", None)
+        if given not in (None, own):
+            getattr(model, f"set_{short}_implementation")(own)
+            found[f"{part} implementation"] = f"{given} → {own}"
     return found
 
 

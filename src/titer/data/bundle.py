@@ -17,7 +17,7 @@ from titer.data.wording import PLAIN, Wording
 @dataclass(frozen=True)
 class ModelBundle:
     """model: transformers causal LM with fp32 master weights. max_length: tokens of a training
-    sequence. eval_batch: rows of a measuring forward pass (does not change results beyond rounding).
+    sequence. eval_batch: rows of a measuring forward pass (changes results by rounding at most).
 
     wording: how this model is asked. `prompt` and `encode` are the only way to turn an example into
     tokens, so that training, measuring and judging use the same words.
@@ -36,14 +36,14 @@ class ModelBundle:
         return replace(self, **changes)
 
     def autocast(self) -> AbstractContextManager:
-        """Mixed precision for forward passes, where the study asks for it; the weights stay fp32."""
+        """Mixed precision for forward passes where the study asks for it; the weights stay fp32."""
         if self.precision == "bf16_autocast":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
-        """The model in evaluation mode, without gradient, under `autocast`; its mode is put back."""
+        """The model in evaluation mode, without gradient, under `autocast`; then its mode again."""
         training = self.model.training
         self.model.eval()
         try:

@@ -157,8 +157,12 @@ def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu
         input_BT[i, :p], input_BT[i, p:n] = row.prompt, row.response
         mask_BT[i, :n] = 1
         labels_BT[i, p + row.silent : n] = row.response[row.silent :]
-    tensors = (torch.from_numpy(a).to(device) for a in (input_BT, mask_BT, labels_BT))
-    return TokenBatch(*tensors, first_B=tuple(len(r.prompt) for r in rows))
+    return TokenBatch(
+        torch.from_numpy(input_BT).to(device),
+        torch.from_numpy(mask_BT).to(device),
+        torch.from_numpy(labels_BT).to(device),
+        first_B=tuple(len(r.prompt) for r in rows),
+    )
 
 
 class Stream:

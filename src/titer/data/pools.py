@@ -85,7 +85,8 @@ class Pools:
                     field=f"pools.{a}, pools.{b}",
                     value=f"{len(shared)} shared",
                     expected="no shared example: what trains must not judge",
-                    remedy=f"add `drop_near: [{a}]` to pool {b}, or take both uses from parts of one pool",
+                    remedy=f"add `drop_near: [{a}]` to pool {b}, or take both uses from parts of "
+                    "one pool",
                 )
 
     def part(self, address: str, domains: Sequence[str] | None = None) -> tuple[Example, ...]:

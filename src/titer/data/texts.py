@@ -13,7 +13,7 @@ from titer.errors import StudyError
 
 Edit = Callable[[tuple[Encoded, ...], np.random.Generator], tuple[Encoded, ...]]
 """Changes one row (its answers, in the order of the stream's fields) when it is drawn. Must be a
-function of the row and the generator alone: the generator follows seed, step and place in the batch.
+function of the row and the generator alone, which follows seed, step and place in the batch.
 """
 
 
@@ -40,7 +40,7 @@ class Texts:
         return Texts(self._slots, bundle)
 
     def examples(self, of: str | Sequence[str]) -> tuple[Example, ...]:
-        """The examples of a slot, or of several, one after the other; slots without text are empty."""
+        """The examples of a slot, or of several one after the other; of one without text none."""
         names = (of,) if isinstance(of, str) else tuple(of)
         return tuple(e for name in names for e in self._slots.get(name, ()))
 
@@ -58,8 +58,8 @@ class Texts:
     ) -> Batches:
         """An endless seeded stream of batches over the text of one slot (or of several together).
 
-        fields: the answers wanted, `response` or `refusal`. A step gives one batch for each of them,
-        with the same prompts in the same rows. Examples whose prompt leaves no room for at least one
+        fields: the answers wanted, `response` or `refusal`. A step gives one batch for each, with
+        the same prompts in the same rows. Examples whose prompt leaves no room for at least one
         token of every answer are left out here, once: an empty loss mask teaches nothing and has
         corrupted published runs.
 
@@ -69,7 +69,7 @@ class Texts:
         return Batches(self._bundle, rows, batch_size=batch_size, seed=seed, edit=edit)
 
     def rows(self, *fields: str, of: str | Sequence[str]) -> list[tuple[Encoded, ...]]:
-        """Every example of a slot that fits, encoded with each of its answers. Raises StudyError."""
+        """Every example of a slot that fits, encoded with each answer. Raises StudyError."""
         given, limit = self._some(of), self._bundle.max_length
         for field in fields:
             absent = sum(getattr(e, field) is None for e in given)
@@ -81,9 +81,7 @@ class Texts:
                     expected=f"a {field} for every training example",
                     remedy="set respond or refuse on the pool, or use text that has answers",
                 )
-        encoded = [
-            tuple(self._bundle.encode(e, getattr(e, f), limit) for f in fields) for e in given
-        ]
+        encoded = [tuple(self._encoded(e, f, limit) for f in fields) for e in given]
         kept = [row for row in encoded if all(answer.response for answer in row)]
         if not kept:
             raise StudyError(
@@ -94,6 +92,12 @@ class Texts:
                 remedy="raise runtime.max_length",
             )
         return kept
+
+    def _encoded(self, example: Example, field: str, limit: int) -> Encoded:
+        if field != "text":
+            return self._bundle.encode(example, getattr(example, field), limit)
+        ids = self._bundle.tokenizer(example.text, add_special_tokens=False)["input_ids"][:limit]
+        return Encoded(tuple(ids[:1]), tuple(ids[1:]))
 
     def _some(self, of: str | Sequence[str]) -> tuple[Example, ...]:
         given = self.examples(of)

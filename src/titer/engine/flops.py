@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 _sizes: WeakKeyDictionary[nn.Module, tuple[int, int, int]] = WeakKeyDictionary()
-"""Of attentions: asking a configuration takes transformers longer than a small one takes itself."""
+"""Of attentions: asking a configuration takes long."""
 
 charged: list[Callable[[int], None]] = []
 """Who is charged for backward passes: the last one, and nobody else."""
 
 
 class Block:
-    """Products that stand or fall together in a backward pass, those of an attention or of an MLP:
-    one hook on what comes out serves them all. (One for each would cost a small model 5 % of a step.)
+    """Products that stand or fall together in a backward pass, those of a transformer's layer: one
+    hook on what comes out serves them all. (One for each would cost a small model 5 % of a step.)
 
     flops: of the forward pass. between: of every backward pass through the block, whatever it is
     after. inputs: the last input of each width.
@@ -49,6 +49,8 @@ class Block:
     def product(self, flops: int, source: Tensor | None, *weights: Tensor | None) -> None:
         """A product of so many FLOPs, and as many for the gradient of each factor."""
         self.flops += flops
+        if not torch.is_grad_enabled():  # a checkpoint's first pass
+            return
         if source is not None and source.requires_grad:
             self._source = source if self._source is None else self._source
             if source is self._source:
@@ -57,50 +59,60 @@ class Block:
                 self.between += flops
         for weight in weights:
             if weight is not None and weight.requires_grad:
-                self._weight = weight if self._weight is None else self._weight
+                self._weight = weight
                 self._to_weights += flops
 
     def close(self, output: Any) -> None:
         """Have the gradients charged when a backward pass comes by the output, those it wants:
         `autograd.grad` leaves out what it was not asked for, such as the weights'.
         """
-        end = next((t.grad_fn for t in _tensors(output) if t.grad_fn is not None), None)
+        first = output if isinstance(output, Tensor) else next(_tensors(output), None)
+        end = None if first is None else first.grad_fn
         if end is None:
             return
-        # Nodes, no tensors: they are there as long as the graph is, and keep no activation.
+        # Only what the graph itself keeps is held on to: no activation, and not the end, for a node
+        # that held itself would never be freed.
         between, to_source, to_weights = self.between, self._to_source, self._to_weights
-        source, weight = _node(self._source, end), _node(self._weight, end)
+        weight, start = self._weight, _node(self._source)
+        start = None if start is end else start
 
         def arrived(gradients: Any) -> None:
-            flops = between
-            if source is not None and _wanted(source):
-                flops += to_source
-            if weight is not None and _wanted(weight):
-                flops += to_weights
+            flops = between + to_source + to_weights
+            if not _whole(weight):
+                flops -= 0 if start is None or _wanted(start) else to_source
+                flops -= 0 if weight is None or _wanted(_node(weight)) else to_weights
             if charged:
                 charged[-1](flops)
 
         end.register_prehook(arrived)
 
 
-def _node(tensor: Tensor | None, end: Any) -> Any:
-    """Where a backward pass brings the gradient of a tensor; None for none, and for the end of the
-    block itself: a node that held itself would never be freed.
+_backward = (-1, False)
+"""The backward pass that came by last, and whether it was a whole one."""
+
+
+def _whole(weight: Tensor | None) -> bool:
+    """Does the backward pass that runs want all there is? Told from the first weight it comes by."""
+    global _backward
+    number = torch._C._current_graph_task_id()
+    if _backward[0] != number and weight is not None:
+        _backward = number, _wanted(_node(weight), by_name=False)
+    return _backward == (number, True)
+
+
+def _wanted(node: Any, by_name: bool = True) -> bool:
+    """Does the backward pass that is running come by this node? by_name: the answer if it is the
+    gradient of a leaf that `autograd.grad` was asked for by name, of which torch does not say it.
     """
-    if tensor is None or tensor.grad_fn is end:
-        return None
-    if tensor.grad_fn is not None:
-        return tensor.grad_fn
-    view = tensor.view_as(tensor).grad_fn  # half the time of torch's own way, which is the other
-    return view.next_functions[0][0] if view is not None else get_gradient_edge(tensor).node
-
-
-def _wanted(node: Any) -> bool:
-    """Does the backward pass that is running come by this node?"""
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # what torch answers of a leaf that was asked for by name
-        return True
+    except RuntimeError:
+        return by_name
+
+
+def _node(tensor: Tensor | None) -> Any:
+    """Where a backward pass brings the gradient of a tensor."""
+    return None if tensor is None else tensor.grad_fn or get_gradient_edge(tensor).node
 
 
 Rule = Callable[[Block, Any, tuple, dict, Any], None]
@@ -109,7 +121,7 @@ Rule = Callable[[Block, Any, tuple, dict, Any], None]
 
 class Kind(NamedTuple):
     """What a class of modules is. rule: None if it has no products of its own. holds: a transformers
-    model; a block of other modules' products; part of one, or one of its own where there is none.
+    model; a block of products; part of a block, or one of its own where there is none.
     """
 
     rule: Rule | None = None
@@ -146,11 +158,11 @@ def _find(module: Any) -> Kind:
         return Kind()
     if not children and hasattr(module, "in_features") and hasattr(module, "out_features"):
         return Kind(_linear)  # quantised
-    if hasattr(module, "base_layer"):
-        return Kind(holds="part")  # peft's adapters
+    if "GradientCheckpointingLayer" in names:  # transformers' layers
+        return Kind(holds="block")
     marks = ("in_features", "nf", "base_layer")
     linear = [c for c in children if any(hasattr(c, m) for m in marks)]
-    holds: Literal["block", None] = "block" if linear else None
+    holds: Literal["part", None] = "part" if linear else None
     if name.endswith("Attention"):
         # Some wrap the module that does the work; only that one owns projections.
         return Kind(_attention if holds else None, holds)
@@ -249,9 +261,9 @@ def _heads(module: Any) -> tuple[int, int, int]:
 
 def _keys(module: Any, hidden: Tensor, kwargs: dict, output: Any) -> int:
     """How many positions the queries look at, those of a cache included."""
-    for name in ("encoder_hidden_states", "key_value_states"):
-        if isinstance(kwargs.get(name), Tensor):
-            return kwargs[name].shape[1]
+    across = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
+    if isinstance(across, Tensor):
+        return across.shape[1]
     queries = hidden.shape[1]
     # Plain attention returns its weights, of shape (B, H, Tq, Tk); the mask tells most other kernels.
     weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
@@ -281,18 +293,13 @@ def _source(args: tuple, kwargs: dict) -> Any:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, dict)):
-        parts = value.values() if isinstance(value, dict) else value
-        yield from (p for p in parts if isinstance(p, Tensor))
+    parts = value.values() if isinstance(value, dict) else value
+    parts = parts if isinstance(value, (dict, tuple, list)) else (value,)
+    return (p for p in parts if isinstance(p, Tensor))
 
 
 def _size(module: Any, *names: str) -> int:
     """The first of these that a module, or else its configuration, says; 0 if none."""
-    for place in (module, getattr(module, "config", None)):
-        for name in names:
-            size = getattr(place, name, None)
-            if isinstance(size, int):
-                return size
-    return 0
+    places = (module, getattr(module, "config", None))
+    sizes = (getattr(place, name, None) for place in places for name in names)
+    return next((size for size in sizes if isinstance(size, int)), 0)

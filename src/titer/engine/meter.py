@@ -9,6 +9,7 @@ output its loss reads. `titer.engine.flops` has the rules of what a pass costs. 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -25,7 +26,7 @@ from titer.records.model import Cost
 Account = Literal["setup", "step", "search"]
 
 _charging: list[Meter] = []
-"""Meters inside `charging`, innermost last."""
+"""Meters inside `charging`; the last one counts."""
 
 
 class Meter:
@@ -39,10 +40,11 @@ class Meter:
     """
 
     def __init__(self, spent: Cost | None = None, *, exact: bool = False) -> None:
+        _stand_between(self)
         self._spent = spent or Cost()
         self.steps = self._spent.steps
         self._exact = exact
-        self._passes = _Passes(products=not exact)
+        self.passes = _Passes(products=not exact)
         self._flops: dict[Account, int] = {"setup": 0, "step": 0, "search": 0}
         self._account: Account = "step"
         self._counter: FlopCounterMode | None = None
@@ -71,7 +73,7 @@ class Meter:
 
     def cost(self) -> Cost:
         """Everything charged so far, what was spent before included."""
-        spent, passes, charged = self._spent, self._passes, dict(self._flops)
+        spent, passes, charged = self._spent, self.passes, dict(self._flops)
         charged[self._account] += self._flops_of_block()
         seconds, judged = self._since_start()
         return Cost(
@@ -88,7 +90,7 @@ class Meter:
 
     def _start(self) -> None:
         self._begun = time.perf_counter(), judge_calls()
-        self._passes.watch()
+        flops.charged.append(self.passes.charge)
         if self._exact:
             self._counter = _Torch(display=False, custom_mapping=_kernels())
             self._counter.__enter__()
@@ -96,9 +98,9 @@ class Meter:
     def _stop(self) -> None:
         if self._counter:
             self._counter.__exit__(None, None, None)
-        self._passes.look_away()
+        flops.charged.pop()
         self._flops[self._account] += self._flops_of_block()
-        self._counter, self._passes.flops = None, 0
+        self._counter, self.passes.flops = None, 0
         seconds, judged = self._since_start()
         self._seconds += seconds
         self._judged += judged
@@ -111,7 +113,44 @@ class Meter:
         return time.perf_counter() - seconds, judge_calls() - judged
 
     def _flops_of_block(self) -> int:
-        return self._counter.get_total_flops() if self._counter else self._passes.flops
+        return self._counter.get_total_flops() if self._counter else self.passes.flops
+
+
+_plain = nn.Module._call_impl
+_meters = 0
+"""How many are alive."""
+
+
+def _stand_between(meter: Meter) -> None:
+    """Have calls of modules go through `_call` as long as the meter lives.
+
+    torch's own hooks for all modules would do for that, but they send every call a way round that
+    costs a small model 4 % of a step; and putting a function in its place anew for every step costs
+    2 %, for Python then forgets what it knows of all modules.
+    """
+    global _meters
+    _meters += 1
+    nn.Module._call_impl = _call  # type: ignore
+    weakref.finalize(meter, _step_aside).atexit = False
+
+
+def _step_aside() -> None:
+    global _meters
+    _meters -= 1
+    if not _meters and nn.Module._call_impl is _call:
+        nn.Module._call_impl = _plain  # type: ignore
+
+
+def _call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+    if not _charging:
+        return _plain(module, *args, **kwargs)
+    try:
+        kind = flops.kinds[type(module)]
+    except KeyError:
+        kind = flops.kind_of(module)
+    if kind is None:
+        return _plain(module, *args, **kwargs)
+    return _charging[-1].passes.called(kind, _plain, module, args, kwargs)
 
 
 class _Passes:
@@ -125,55 +164,32 @@ class _Passes:
         self._tokens = {True: 0, False: 0}
         self._late: dict[tuple[bool, torch.device], Tensor] = {}
         self._depth = 0
-        self._block: flops.Block | None = None
-        self._plain: Callable[..., Any] | None = None
+        self.block: flops.Block | None = None
 
     def tokens(self, *, gradient: bool) -> int:
         """Tokens, without padding, of the passes with or without gradient."""
         late = (int(n) for (with_gradient, _), n in self._late.items() if with_gradient == gradient)
         return self._tokens[gradient] + sum(late)
 
-    def watch(self) -> None:
-        """Stand between modules and their callers. torch's own hooks for all modules would do, but
-        with them every call takes a way round that costs a small model 4 % of a step.
-        """
-        plain, kinds, called = nn.Module._call_impl, flops.kinds, self._called
+    def charge(self, more: int) -> None:
+        """FLOPs of a backward pass."""
+        self.flops += more if self._products else 0
 
-        def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            try:
-                kind = kinds[type(module)]
-            except KeyError:
-                kind = flops.kind_of(module)
-            if kind is None:
-                return plain(module, *args, **kwargs)
-            block = self._block
-            if block is None or kind.rule is None or kind.holds:
-                return called(kind, plain, module, args, kwargs)
-            output = plain(module, *args, **kwargs)
-            kind.rule(block, module, args, kwargs, output)
-            return output
-
-        self._plain = plain
-        nn.Module._call_impl = call  # type: ignore
-        flops.charged.append(self._charge if self._products else lambda more: None)
-
-    def look_away(self) -> None:
-        flops.charged.pop()
-        nn.Module._call_impl = self._plain  # type: ignore
-
-    def _charge(self, more: int) -> None:
-        self.flops += more
-
-    def _called(
+    def called(
         self, kind: flops.Kind, plain: Any, module: nn.Module, args: tuple, kwargs: dict
     ) -> Any:
-        outer = self._block
+        """A call of a module, let through and counted."""
+        outer = self.block
+        if outer is not None and not kind.holds and kind.rule:  # most are of this sort
+            output = plain(module, *args, **kwargs)
+            kind.rule(outer, module, args, kwargs, output)
+            return output
         if kind.holds == "model":
-            self._block, self._depth = None, self._depth + 1
+            self.block, self._depth = None, self._depth + 1
             try:
                 output = plain(module, *args, **kwargs)
             finally:
-                self._block, self._depth = outer, self._depth - 1
+                self.block, self._depth = outer, self._depth - 1
             if not self._depth:  # the outermost: a pass that somebody asked for
                 self._count(args, kwargs)
             return output
@@ -182,12 +198,12 @@ class _Passes:
         block = flops.Block() if outer is None or kind.holds == "block" else outer
         try:
             if kind.holds:
-                self._block = block
+                self.block = block
             output = plain(module, *args, **kwargs)
             if kind.rule:
                 kind.rule(block, module, args, kwargs, output)
         finally:
-            self._block = outer
+            self.block = outer
             if block is not outer:
                 self.flops += block.flops
         if block is not outer:

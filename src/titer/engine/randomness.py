@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -33,9 +35,13 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside, the run sees the same random numbers afterwards."""
-    state = random_state(device)
+    """Whatever is drawn inside, by torch, numpy or Python (a harness seeds all three), the run sees
+    the same random numbers afterwards.
+    """
+    state, others = random_state(device), (random.getstate(), np.random.get_state())
     try:
         yield
     finally:
         set_random_state(state, device)
+        random.setstate(others[0])
+        np.random.set_state(others[1])

@@ -14,6 +14,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from titer.study.base import digest
+from titer.study.plugins import code_digest
 
 Pair = tuple[str, str]
 """(prompt, reply)"""
@@ -52,13 +53,17 @@ class Judge(BaseModel, ABC):
         return {}
 
     def identity(self) -> str:
-        """16 hex digits over name, version, settings and contents: judges that may differ in a
-        judgement have different ones. No secret enters it.
+        """16 hex digits over name, version, settings, contents and, of a judge that is not part of
+        titer, its source: judges that may differ in a judgement have different ones. No secret
+        enters it.
         """
         settings = {
             k: v for k, v in self.model_dump(mode="json").items() if k not in self.ASIDE
         } | self.contents()
-        return digest({"name": self.name, "version": self.version, "settings": settings})
+        code = code_digest(type(self))
+        return digest(
+            {"name": self.name, "version": self.version, "settings": settings, "code": code}
+        )
 
 
 def filled(template: str, prompt: str, reply: str) -> str:

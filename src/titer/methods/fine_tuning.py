@@ -19,7 +19,7 @@ from titer.methods.runs import Training, TrainingRun
 class FineTuning(Training):
     """layers: indices of the blocks to be trained (negative ones count from the end); None trains
     everything. reinitialised: blocks whose matrices are drawn anew before the first step (normal,
-    the standard deviation of the model's configuration; biases 0, norms left as they are).
+    with the standard deviation each had; biases 0, norms left as they are).
     micro_batch: rows per forward pass; the gradient is that of the whole batch to rounding.
     """
 
@@ -37,9 +37,8 @@ class FineTuning(Training):
             for index in self.layers or ():
                 _block(found, index).requires_grad_(True)
             generator = torch.Generator().manual_seed(seed)
-            deviation = getattr(model.config, "initializer_range", 0.02)
             for index in self.reinitialised:
-                _draw(_block(found, index), deviation, generator)
+                _draw(_block(found, index), generator)
         return bundle
 
     def imitate(self, bundle: ModelBundle, batches: Batches, *, horizon: int) -> TrainingRun:
@@ -79,13 +78,14 @@ def _block(found: list[torch.nn.Module], index: int) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def _draw(block: torch.nn.Module, deviation: float, generator: torch.Generator) -> None:
+def _draw(block: torch.nn.Module, generator: torch.Generator) -> None:
     for module in block.modules():
         if "norm" in type(module).__name__.lower():
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim >= 2:
-                drawn = torch.randn(parameter.shape, generator=generator) * deviation
-                parameter.copy_(drawn.to(parameter))
+                # The matrix's own spread, not what a file beside the weights says.
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(drawn.to(parameter) * parameter.std())
             elif name.endswith("bias"):
                 parameter.zero_()

@@ -26,8 +26,12 @@ from titer.study.facts import AttackRole, MethodFacts, MethodKind, Stage
 
 
 class Models:
-    """Further models a method may read: `parent` (what the run starts from), `control` (the study's
-    undefended model), and those the study names under `models`. They are shared: never change one.
+    """Further models a method may read, by name; they are shared: never change one.
+
+    `parent`: the model this cell starts from, as it was before anything in it (of a second stage,
+    what the first one made; of a service, the model before the customer's fine-tuning). `control`:
+    the study's undefended model, after its own alignment. Others: as named under the study's
+    `models`.
     """
 
     def __init__(self, loaders: Mapping[str, Callable[[], ModelBundle]]) -> None:
@@ -51,16 +55,20 @@ class Models:
 
 
 Reward = Callable[[ModelBundle, Sequence[Example], Sequence[str | None]], list[float]]
-"""(the model that said them, examples, replies) → one number each, higher for more harmful."""
+"""(the model that said them, examples, replies) → the outcomes of the measure the study names under
+the attack's `reward`: one number each, in the measure's own direction, NaN where there is none. Its
+judge, if it has one, is charged to the method; judgements are remembered in the run directory."""
 
 
 @dataclass(frozen=True)
 class Given:
     """Everything a method may use; all of it is metered.
 
-    model: a copy of the model the run starts from, to be changed at will. text: the method's text,
-    drawn for its seed. models: further models. horizon: how many steps the run will be given; only
-    horizon-dependent schedules look at it. reward: scores replies, for methods that ask for one.
+    model: a copy of the model the run starts from, to be changed at will; it is in evaluation mode,
+    and no parameter requires a gradient yet. text: the method's text, drawn for `seed`, which is the
+    cell's (under a service the customer's, for both sides). models: further models. horizon: how
+    many steps the run will be given; only horizon-dependent schedules look at it. reward: scores
+    replies, for methods that ask for one.
     """
 
     model: ModelBundle
@@ -88,9 +96,10 @@ class Run(Protocol):
     with identical results.
 
     `model` is asked for before every probe: weights, tokenizer and wording as they are now. `step`
-    takes one outer step, or returns None if nothing is left to do; it is then not asked again. A
-    state is a nested dict of tensors, numbers, strings, lists and None. Global random state is the
-    engine's business.
+    takes one outer step (one unit of the budget, however much is done in it), or returns None if
+    nothing is left to do; it is then not asked again. A state is a nested dict of tensors, numbers,
+    strings, lists and None. torch's global generators are seeded by the engine and part of its
+    checkpoints: a run may draw from them. Any other generator should be a function of seed and step.
     """
 
     def model(self) -> ModelBundle: ...
@@ -106,12 +115,25 @@ Objective = Callable[[Any, int], tuple[torch.Tensor, dict[str, float]]]
 """(model, step index) → scalar loss with graph, further figures to log."""
 
 Gradient = Callable[[Any, int], StepLog]
-"""(model, step index) → log of the step; leaves the gradient in `.grad` of what is trained. A loss is
-the common case (`runs.of_loss`); some methods have a gradient that is the gradient of no loss."""
+"""(model, step index) → log of the step, its `grad_norm` left to the run that takes the step.
+
+Called with the bundle's own model in evaluation mode (nothing that only acts in training shall)
+and every `.grad` empty; adds the gradient to
+`.grad` of what is trained, and enters `bundle.autocast()` itself for forward passes. A loss is the
+common case (`runs.of_loss`); some methods follow a gradient that is the gradient of no loss.
+"""
 
 
 class Method(BaseModel, ABC):
-    """Base of all methods. Subclass `Attack`, `Defense` or `ServiceDefense`, not this."""
+    """Base of all methods. Subclass `Attack`, `Defense` or `ServiceDefense`, not this.
+
+    needs: text it cannot do without: `slot.answer` ('harmful.response'), a slot whose prompts
+    suffice ('harmful'), or an answer that every example of any slot must have ('.response').
+    wants: further models it cannot do without, by name (`Models`). wants_reward: it trains on the
+    score of replies. trains: it takes gradient steps. exact_flops: for methods that differentiate a
+    gradient (first-order ones do not): FLOPs are then counted operation by operation, about 4 times
+    slower, because hooks on modules do not see the backward pass of a backward pass.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -125,17 +147,10 @@ class Method(BaseModel, ABC):
     one.
     """
     needs: ClassVar[tuple[str, ...]] = ()
-    """Text the method cannot do without: `slot.answer` ('harmful.response'), a slot whose prompts
-    suffice ('harmful'), or an answer that every example of any slot must have ('.response').
-    """
     wants: ClassVar[tuple[str, ...]] = ()
-    """Further models the method cannot do without, by name; see `Models`."""
     wants_reward: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     exact_flops: ClassVar[bool] = False
-    """True for second-order methods: their FLOPs are counted operation by operation (about 4 times
-    slower), because hooks on modules do not see the backward pass of a backward pass.
-    """
 
     @abstractmethod
     def start(self, given: Given) -> Run:
@@ -170,8 +185,12 @@ class Method(BaseModel, ABC):
 
 
 class Attack(Method):
-    """A fine-tuning (or weight-editing) procedure an attacker with the weights can run. See
-    `MethodFacts` for the declarations.
+    """A fine-tuning (or weight-editing) procedure an attacker with the weights can run.
+
+    role, adapter, repairs, adaptive, starts_as_parent: defaults of the facts of the same name (see
+    `MethodFacts`); a method whose settings change one overrides `facts`. With starts_as_parent,
+    readings at step 0 are taken once for all seeds. rewords: the run's model is asked in other words
+    than the one it was handed.
     """
 
     kind = "attack"
@@ -180,9 +199,7 @@ class Attack(Method):
     repairs: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     rewords: ClassVar[bool] = False
-    """True if the run's model is asked in other words than the one it was handed."""
     starts_as_parent: ClassVar[bool] = False
-    """Readings at step 0 are then the same for every seed and attack, and are taken once."""
 
     def facts(self, slots: Collection[str] = ()) -> MethodFacts:
         own = {
@@ -218,6 +235,7 @@ class ServiceDefense(Method):
     stage: ClassVar[Stage] = "during"
 
     def start(self, given: Given) -> Run:
+        """Not for services: they run an attacker's training instead."""
         raise StudyError(
             "a service defense builds no model by itself",
             field="defense",
@@ -231,7 +249,9 @@ class ServiceDefense(Method):
         return run
 
     def release(self, model: ModelBundle, given: Given) -> ModelBundle:
-        """The model that is handed out, made from a copy of the trained one."""
+        """The model that is handed out. model: a copy of the trained one, to be changed at will; it
+        may be wrapped in adapters (`anatomy.plain`, `anatomy.linear_weights` see through them).
+        given: as for `host`; `models.frozen("parent")` is the model before the training."""
         return model
 
     def facts(self, slots: Collection[str] = ()) -> MethodFacts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -52,9 +52,17 @@ class Training(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
 
-    def descend(self, bundle: ModelBundle, gradient: Gradient, *, horizon: int) -> TrainingRun:
-        """A run that follows `gradient` with these settings; trains what requires a gradient."""
-        return TrainingRun(bundle, gradient, self, horizon=horizon)
+    def descend(
+        self,
+        bundle: ModelBundle,
+        gradient: Gradient,
+        *,
+        horizon: int,
+        noisy: Iterable[torch.nn.Module] = (),
+    ) -> TrainingRun:
+        """A run that follows `gradient` with these settings; trains what requires a gradient.
+        noisy: modules that act only in training mode and shall (a method's own dropout)."""
+        return TrainingRun(bundle, gradient, self, horizon=horizon, noisy=noisy)
 
     def minimise(self, bundle: ModelBundle, objective: Objective, *, horizon: int) -> TrainingRun:
         """A run that descends on a loss with these settings."""
@@ -76,17 +84,22 @@ def of_loss(bundle: ModelBundle, objective: Objective) -> Gradient:
 class TrainingRun:
     """An optimizer following a gradient. Only trained parameters enter the state, so an adapter's
     checkpoint is small. A service may replace `gradient` (`ServiceDefense.host`).
+
+    The model trains in evaluation mode: what acts in training mode alone is shipped beside the
+    weights, and nobody who holds them has to put up with it.
     """
 
     def __init__(
-        self, bundle: ModelBundle, gradient: Gradient, settings: Training, *, horizon: int
+        self,
+        bundle: ModelBundle,
+        gradient: Gradient,
+        settings: Training,
+        *,
+        horizon: int,
+        noisy: Iterable[torch.nn.Module] = (),
     ) -> None:
-        self.bundle, self.gradient, self.settings, self.horizon = (
-            bundle,
-            gradient,
-            settings,
-            horizon,
-        )
+        self.bundle, self.gradient, self.settings = bundle, gradient, settings
+        self.horizon, self.noisy = horizon, tuple(noisy)
         self.named = trained(bundle.model)
         self.optimizer = Optimizer(
             settings.optimizer,
@@ -103,7 +116,9 @@ class TrainingRun:
 
     def step(self) -> StepLog:
         model, settings = self.bundle.model, self.settings
-        model.train()
+        model.eval()
+        for module in self.noisy:
+            module.train()
         log = self.gradient(model, self.taken)
         norm = torch.nn.utils.clip_grad_norm_(list(self.named.values()), settings.clip_norm)
         factor = schedule_factor(

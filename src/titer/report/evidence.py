@@ -151,9 +151,12 @@ def edit_table(candidate: CandidateVerdict) -> Table:
 
 
 def _breaks(a: AttackVerdict) -> str:
+    """What was seen; the status says whether it is evidence."""
     if a.breaches:
         return "yes"
-    return "no" if a.status == "holds" else "not decided"
+    if not a.trajectories:
+        return "not run yet"
+    return "not decided" if any(t.ambiguous for t in a.trajectories) else "no"
 
 
 def quantile_text(a: AttackVerdict) -> str:

@@ -83,6 +83,7 @@ def loaded_table(view: RunView) -> Table:
         # Only one look compares the weights with the control's.
         if start.weights and not (key in found and found[key].compared):
             found[key] = start
+    names = dict.fromkeys((CONTROL, *(c.name for c in view.study.candidates)))
     rows: list[Row] = [
         [
             "control M" if name == CONTROL else name,
@@ -92,7 +93,9 @@ def loaded_table(view: RunView) -> Table:
             _distance(start),
             f.settings(start.neutralised),
         ]
-        for (name, seed, weights), start in found.items()
+        for name in names
+        for (who, seed, weights), start in found.items()
+        if who == name
     ]
     return table(
         "Models as they were loaded",

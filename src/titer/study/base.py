@@ -52,7 +52,7 @@ class Strict(BaseModel):
 
 
 def canonical(value: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, no NaN. Two equal settings always give the same text."""
+    """Canonical JSON: sorted keys, no spaces, no NaN. Equal settings always give the same text."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return json.dumps(

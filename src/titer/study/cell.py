@@ -67,6 +67,8 @@ class CellMeasure(Strict):
     """A measure to be read. label: what the reading is called. text: what it reads; None if the
     measure brings items of its own. at: every probe, both ends, or only when the harm reading
     reaches the stop rule's `suspect` (the confirmation on disjoint prompts). code: as in CellMethod.
+    judge: identity of the judge of its replies, if it has one. items: digest of the items it brings
+    itself.
     """
 
     label: str
@@ -76,6 +78,10 @@ class CellMeasure(Strict):
     text: PartUse | None
     at: Literal["probes", "ends", "suspected_breach"] = "probes"
     code: str = ""
+    judge: str = ""
+    items: str = ""
+
+    LATER = frozenset({"judge", "items"})
 
 
 class StopRule(Strict):

@@ -1,4 +1,4 @@
-"""What trains must not judge: every use of every part of a pool, and which uses may not share one."""
+"""What trains must not judge: every use of every part of a pool, and which may not share one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def refuse_shared_parts(study: Study) -> None:
                 f"{part} is used for {kind} ({where}) and for {other} ({there})",
                 field=where,
                 value=part,
-                expected="parts of their own: what trains must not judge, and what is searched on neither",
+                expected="parts of their own: what trains must not judge, and what is searched on "
+                "neither",
                 remedy="cut another part from the pool",
             )
     defender = [

@@ -12,7 +12,7 @@ Stage = Literal["pre", "weights", "during", "after"]
 
 
 class MethodFacts(Strict):
-    """Facts of one method with its settings and its text; they differ between two uses of one class.
+    """Facts of one method with its settings and its text; two uses of one class may differ in them.
 
     horizon_free: the first t steps do not depend on how many follow, so a prefix is a t-step run.
     trains: takes gradient steps (an edit does not). starts_as_parent: at step 0 the run's model

@@ -96,8 +96,8 @@ SlotName = Annotated[str, Field(pattern=_SLOT, max_length=40)]
 
 
 class TextUse(Strict):
-    """Some text of a pool. examples: how many are drawn from the part, afresh for every seed; all if
-    omitted. domains: only these. In YAML also just `pool/part`.
+    """Some text of a pool. examples: how many are drawn from the part, afresh for every seed; all
+    if omitted. domains: only these. In YAML also just `pool/part`.
     """
 
     part: PartName
@@ -182,8 +182,8 @@ def _refuse_misspelt(slots: Any) -> None:
             "unknown slot",
             field=str(name),
             value=slots[name],
-            expected=f"{', '.join(_USUAL)} or another slot that the method asks for (small letters, "
-            f"digits and _), {' or '.join(_SHARED)}",
+            expected=f"{', '.join(_USUAL)} or another slot that the method asks for (small "
+            f"letters, digits and _), {' or '.join(_SHARED)}",
             remedy=f"did you mean {near[0]}?" if near else None,
         )
 

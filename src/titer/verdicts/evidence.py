@@ -201,8 +201,8 @@ class Evidence:
         """How many edits a training-free attack makes until nothing is left to do; None if it has a
         budget axis after all, or trains.
 
-        It has none if its budget is a single edit, or if some run had nothing left to do and none
-        was ended by its budget.
+        It has none if its budget is a single edit; or if no run was ended by its budget, and some
+        had nothing left to do, or all were broken by the first edit.
         """
         facts = self.facts(attack)
         if facts is None or facts.trains:
@@ -211,8 +211,12 @@ class Evidence:
             return 1
         entries = [e for e in self.purpose("attack") if e.role.attack == attack]
         records = [e.record for e in entries if e.record]
+        if not records or any(r.outcome == "reached_budget" for r in records):
+            return None
         taken = [r.cost.steps for r in records if r.outcome == "finished"]
-        return max(taken) if taken and all(r.outcome != "reached_budget" for r in records) else None
+        if taken:
+            return max(taken) or None  # what does nothing at all is no edit
+        return 1 if all(r.cost.steps == 1 for r in records) else None
 
     # -- candidates -------------------------------------------------------------------------------
 

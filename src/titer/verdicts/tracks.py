@@ -245,7 +245,8 @@ def _join(seed: int, parts: list[Entry], grid: Sequence[int], level: float) -> T
     """One trajectory from the ends of cells that were each trained to their own budget.
 
     A cell that diverged has no reading at its budget: that probe says nothing. A cell stopped
-    before its end was surely broken by then, so its breach counts at its budget.
+    before its end was surely broken by then, so its breach counts at its budget; so does what was
+    read of a cell that had spent its FLOPs.
     """
     parts = sorted(parts, key=lambda e: e.role.prefix_budget or 0)
     done = {e.role.prefix_budget or 0: e.record for e in parts if e.record}
@@ -260,16 +261,12 @@ def _join(seed: int, parts: list[Entry], grid: Sequence[int], level: float) -> T
             if budget < max(done):  # a gap between budgets that are done might hold a breach
                 probes.append(Probe(step=budget, flops=probes[-1].flops))
             continue
-        at = (
-            max((p.step for p in record.probes), default=0)
-            if record.outcome == "stopped_broken"
-            else budget
-        )
+        broken = record.outcome == "stopped_broken"
+        last = max((p.step for p in record.probes), default=0)
+        at = last if broken or _came_to_its_end(record, budget) else budget
         if at > 0:
             probes.append(replace(_probe(record, at, record.cost.flops, level), step=budget))
-        if (
-            record.outcome == "stopped_broken"
-        ):  # larger budgets cannot make the first breach earlier
+        if broken:  # larger budgets cannot make the first breach earlier
             stopped = _stopped(record)
             break
     return Track(

@@ -1,4 +1,4 @@
-"""Text sources by name. A source is a function of keyword options; a study names it under `pools`."""
+"""Text sources by name. A source is a function of keyword options, named by a study in `pools`."""
 
 from __future__ import annotations
 

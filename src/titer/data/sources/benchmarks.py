@@ -1,4 +1,4 @@
-"""Harmless benchmarks that registry packages carry: running text, multiple choice, short answers."""
+"""Harmless benchmarks that registry packages carry: text, multiple choice, short answers."""
 
 from __future__ import annotations
 

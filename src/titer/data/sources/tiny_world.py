@@ -54,7 +54,8 @@ def tiny_world(
             "synthetic": "yes",
             "version": str(world.WORLD_VERSION),
             "license": "Apache-2.0",
-            "note": "invented strings; computed, not fetched; no string was seen in making the tiny models",
+            "note": "invented strings; computed, not fetched; no string was seen in making the "
+            "tiny models",
         },
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from titer.assets.identity import identify
+from titer.data.examples import digest_of
 from titer.data.pools import Pools
 from titer.engine.reward import refuse_unfit
 from titer.errors import StudyError, ThreatModelError
@@ -318,6 +319,7 @@ def _resolved(
     text: PartUse | None,
     at: Literal["probes", "ends", "suspected_breach"] = "probes",
 ) -> CellMeasure:
+    judge, own = measure.judge(), measure.own_items()
     return CellMeasure(
         label=label,
         name=measure.name,
@@ -326,6 +328,8 @@ def _resolved(
         text=text,
         at=at,
         code=code_digest(type(measure)),
+        judge="" if judge is None else judge.identity(),
+        items="" if own is None else digest_of(own),
     )
 
 

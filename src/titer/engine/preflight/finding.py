@@ -37,4 +37,4 @@ def notice(model: object, about: str, problem: str, expected: str) -> Finding:
 
 def cause_of(problem: BaseException) -> str:
     """What another library raised, as a clause."""
-    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:300].rstrip('.')}"

@@ -44,12 +44,11 @@ class Outline:
     def skeleton(self) -> Any:
         """The model without numbers (torch's meta device). Raises AssetError if transformers cannot
         build it from its configuration."""
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModel, AutoModelForCausalLM
 
+        kind = AutoModelForCausalLM if self.ref.task == "causal" else AutoModel
         with _reading(self.ref), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                self.config, trust_remote_code=self.ref.trust_remote_code
-            )
+            return kind.from_config(self.config, trust_remote_code=self.ref.trust_remote_code)
 
     @property
     def parameters(self) -> int:

@@ -21,6 +21,7 @@ from titer.measures.measure import Measure
 from titer.measures.registry import resolve_measure
 from titer.measures.requests import Generate, Openings, Read, Score, wrapped
 from titer.methods.registry import resolve
+from titer.study.base import canonical
 from titer.study.cell import CellMeasure, CellMethod, PartUse, Planned
 
 ASKED = Example(prompt="What is the capital of France?", response="The capital is Paris.")
@@ -371,11 +372,10 @@ def _taught(spec: CellMethod, texts: dict[str, PartUse]) -> Iterator[tuple[str, 
 
 def _asked(cells: Iterable[Planned], pools: Pools) -> Iterator[Asked]:
     """Each measure once per text it reads."""
-    specs: dict[tuple[str, Any], CellMeasure] = {}
+    specs: dict[str, CellMeasure] = {}
     for planned in cells:
         for spec in planned.cell.measures:
-            domains = spec.text.domains if spec.text else None
-            specs.setdefault((measure_key(spec), domains), spec)
+            specs.setdefault(canonical([measure_key(spec), spec.text and spec.text.model_dump()]), spec)
     for spec in specs.values():
         measure = resolve_measure(spec.name, spec.settings)
         if spec.text is None:

@@ -229,9 +229,9 @@ def _unadapted(ref: ModelRef, name: str, model: Any) -> Iterator[Finding]:
     """Experts without an adapter: most of a mixture's weights are then out of the attack's reach."""
     stacks = expert_weights(model)
     homes = {stack.rpartition(".")[0] for stack in stacks}
-    trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    bare = [h for h in homes if not any(f"{h}." in n for n in trained)]
-    if bare:
+    adapters = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" in n]
+    bare = [h for h in homes if not any(f"{h}." in n for n in adapters)]
+    if adapters and bare:
         share = sum(p.numel() for p in stacks.values()) / sum(
             p.numel() for n, p in model.named_parameters() if "lora_" not in n
         )

@@ -57,6 +57,7 @@ class LoraSFT(Training, Attack):
             warnings.simplefilter("ignore")
             model = get_peft_model(given.model.model.requires_grad_(False), config)
         bundle = given.model.having(model=model)
+        own = [m for name, m in model.named_modules() if name.endswith("lora_dropout.default")]
         return self.descend(
-            bundle, imitation(bundle, batches, self.micro_batch), horizon=given.horizon
+            bundle, imitation(bundle, batches, self.micro_batch), horizon=given.horizon, noisy=own
         )
