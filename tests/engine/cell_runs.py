@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import PrivateAttr
 
@@ -193,14 +195,15 @@ class Scripted(Measure):
 
 
 class Careless(Scripted):
-    """A measure that draws random numbers and leaves the model in training mode, as a careless
+    """A measure that seeds every generator, draws random numbers and leaves the model in training mode, as a careless
     plug-in might.
     """
 
     name = "careless"
 
     def collect(self, bundle: ModelBundle, examples: Sequence[Example]) -> list[Transcript]:
-        torch.manual_seed(len(examples))
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(len(examples))
         torch.rand(100)
         bundle.model.train()
         return super().collect(bundle, examples)

@@ -5,8 +5,10 @@ sharing.
 import copy
 import json
 import math
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from cell_runs import (
@@ -69,10 +71,13 @@ def test_probes_never_change_the_trajectory(new_bundle, pairs, harm, measures, n
     assert same_weights(looked, unseen)
 
 
-def test_the_global_random_state_is_left_as_it_was(new_bundle, pairs):
-    before = torch.random.get_rng_state()
-    run(work(METHODS["lora_sft"], new_bundle(), pairs, steps=2))
-    assert torch.equal(before, torch.random.get_rng_state())
+def test_the_global_random_state_is_left_as_it_was(new_bundle, pairs, harm):
+    careless = [bound(Careless(), harm[:7])]
+    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    run(work(METHODS["lora_sft"], new_bundle(), pairs, careless, steps=2, probes=(0, 2)))
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert before[1] == random.getstate()
+    assert before[2] == np.random.get_state()[1].tolist()
 
 
 def test_probes_are_read_at_the_planned_steps(new_bundle, pairs, measures):

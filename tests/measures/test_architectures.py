@@ -8,9 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from plain import answer_nll, greedy
-
 from measured_architectures import (
     END,
     EVERY,
@@ -22,6 +19,9 @@ from measured_architectures import (
     build,
     bundle_of,
 )
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from plain import answer_nll, greedy
+
 from titer.data.encoding import Encoded
 from titer.measures import likelihood
 from titer.measures.abilities import can_continue, window

@@ -4,18 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from running import numbers_of
+from running import OWN_ATTACKS, numbers_of
 
 from titer.assets.models import load_model, save_model
 from titer.data.pools import Pools
 from titer.engine.planning import plan
-from titer.errors import AssetError
+from titer.errors import AssetError, RunError
 from titer.methods.attacks.lora_sft import LoraSFT
 from titer.records.store import RunStore
 from titer.runners import broker
 from titer.runners.broker import Broker
 from titer.runners.cell_runner import CellRunner, relative_distance
 from titer.study.cell import Start
+from titer.study.plugins import load_plugins
 from titer.study.reference import ModelRef
 
 CPU = torch.device("cpu")
@@ -235,3 +236,18 @@ def test_a_method_trains_on_the_reward_of_its_cell(opened, own_attack):
     record = runner.perform(cells["attack", "none", 1, "rewarded"])
     assert record.cell.reward.name == "refusal_rate"
     assert record.figures == {"refused": (1.0,), "answered": (0.0,), "silent": (None,)}
+
+
+def test_a_cell_is_not_run_with_other_code_than_it_was_planned_with(opened, own_attack, tmp_path):
+    """A worker may start after a plug-in file was edited."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN_ATTACKS.read_text())
+    study = own_attack("fails").model_copy(update={"plugins": (str(file),)})
+    runner, cells = opened(study)
+    file.write_text(OWN_ATTACKS.read_text().replace("made to fail", "made to fail again"))
+    load_plugins(study.plugins)
+    with pytest.raises(RunError, match="the code of fails has changed") as caught:
+        runner.perform(cells["attack", "none", 1, "fails"])
+    assert caught.value.field == "plugins" and "same command again" in caught.value.remedy
+    assert not runner.store.cells.exists()
+    runner.perform(cells["attack", "none", 1, "full_sft"])  # what it does not concern goes on

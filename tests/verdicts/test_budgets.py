@@ -316,3 +316,14 @@ def test_a_design_is_read_with_every_budget():
     late = Truth(breach=1.0, before=0.0, after=1.0, at=16, attacks=2)
     assert chance(mixed, late).fails == pytest.approx(1.0)  # it breaks by the end of each
     assert "holds" in attainable(mixed)
+
+
+def test_edits_are_compared_by_whether_they_break():
+    make = Make(
+        attacks={"prune": {"role": "attack"}},
+        methods={"prune": EDIT},
+        candidates=("tough", "frail"),
+    )
+    make.edit("none", "prune", 0.9).edit("tough", "prune", 0.02).edit("frail", "prune", 0.9)
+    (pair,) = compare([("r", make.view())]).attacks
+    assert pair.longer == "tough" and "withstands prune in more seeds than frail" in pair.statement

@@ -93,9 +93,7 @@ def attack_command(
     out.print(f"{method} on {model}, seed {seed}; construct: {construct}", markup=False)
     for row in rows:
         harm = "no value" if row["harm"] is None else f"{row['harm']:.3f}"
-        out.print(
-            f"  step {row['step']:>6}   harm {harm}   {row['flops']:.3g} FLOPs", markup=False
-        )
+        out.print(f"  step {row['step']:>6}   harm {harm}   {row['flops']:.3g} FLOPs", markup=False)
     out.print(f"{record.outcome.replace('_', ' ')}; {record.cost.seconds:.1f} s", markup=False)
 
 

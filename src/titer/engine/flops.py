@@ -24,9 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-_sizes: WeakKeyDictionary[nn.Module, tuple[int, int, int]] = WeakKeyDictionary()
-"""Of attentions: asking a configuration takes long."""
-
 charged: list[Callable[[int], None]] = []
 """Who is charged for backward passes: the last one, and nobody else."""
 
@@ -49,7 +46,7 @@ class Block:
     def product(self, flops: int, source: Tensor | None, *weights: Tensor | None) -> None:
         """A product of so many FLOPs, and as many for the gradient of each factor."""
         self.flops += flops
-        if not torch.is_grad_enabled():  # a checkpoint's first pass
+        if not torch.is_grad_enabled():
             return
         if source is not None and source.requires_grad:
             self._source = source if self._source is None else self._source
@@ -66,12 +63,12 @@ class Block:
         """Have the gradients charged when a backward pass comes by the output, those it wants:
         `autograd.grad` leaves out what it was not asked for, such as the weights'.
         """
-        first = output if isinstance(output, Tensor) else next(_tensors(output), None)
+        first = next(_tensors(output), None)
         end = None if first is None else first.grad_fn
         if end is None:
             return
-        # Only what the graph itself keeps is held on to: no activation, and not the end, for a node
-        # that held itself would never be freed.
+        # What the hook holds, the graph holds anyway: no activation. And never the end itself: a
+        # node that held itself would not be freed.
         between, to_source, to_weights = self.between, self._to_source, self._to_weights
         weight, start = self._weight, _node(self._source)
         start = None if start is end else start
@@ -101,8 +98,8 @@ def _whole(weight: Tensor | None) -> bool:
 
 
 def _wanted(node: Any, by_name: bool = True) -> bool:
-    """Does the backward pass that is running come by this node? by_name: the answer if it is the
-    gradient of a leaf that `autograd.grad` was asked for by name, of which torch does not say it.
+    """Does the backward pass that runs come by this node? by_name: what to answer of a leaf that
+    `autograd.grad` was asked for by name; torch does not.
     """
     try:
         return torch._C._will_engine_execute_node(node)
@@ -134,22 +131,22 @@ kinds: dict[type, Kind | None] = {}
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a class, by the first module of it that is seen."""
+    kind = _find(module)
     if len(kinds) > 1000:  # peft makes a class anew in every pass over adapted experts
         kinds.clear()
-    kind = _find(module)
     return kinds.setdefault(type(module), kind if any(kind) else None)
 
 
 def _find(module: Any) -> Kind:
     # transformers and peft are told by names: who does without them need not load them.
     name, names = type(module).__name__, {c.__name__ for c in type(module).__mro__}
-    children = list(module._modules.values())
+    children = module._modules.values()
     if isinstance(module, nn.Linear):
         return Kind(_linear)
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return Kind(_convolution)
     if "Conv1D" in names and hasattr(module, "nf"):
-        return Kind(_conv1d)
+        return Kind(_conv1d)  # GPT-2's linear layer
     if "PreTrainedModel" in names:
         return Kind(holds="model")
     if name == "ParamWrapper":
@@ -180,7 +177,6 @@ def _linear(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -
 
 
 def _conv1d(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-    """GPT-2's linear layer, its weight transposed."""
     source = _source(args, kwargs)
     block.inputs[module.nx] = source
     block.product(2 * source.numel() * module.nf, source, module._parameters.get("weight"))
@@ -204,13 +200,10 @@ def _router(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -
 
 
 def _experts(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-    """Stacked experts, told by an index which of them take which position; without one, every row
-    is meant for one expert.
-    """
+    """Stacked experts. An index tells which take which position; without it, each row has one."""
     source = _source(args, kwargs)
-    chosen = [
-        t for t in _tensors((*args[1:], *kwargs.values())) if t.dtype in (torch.int64, torch.int32)
-    ]
+    given = _tensors((*args[1:], *kwargs.values()))
+    chosen = [t for t in given if t.dtype in (torch.int64, torch.int32)]
     if source is None or not (chosen or "xpert" in type(module).__name__):
         return
     positions = chosen[0].numel() if chosen else source.numel() // source.shape[-1]
@@ -226,18 +219,19 @@ def _adapter(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) 
     """peft's LoRA of parameters: every pass multiplies the factors and adds the product."""
     off = module.disable_adapters or module.merged
     names = [] if off else [n for n in module.active_adapters if n in module.lora_A]
+    # The short way for one adapter of stacked experts does it again, when torch tries it out.
+    short = len(names) == 1 and module.num_experts > 1 and hasattr(module, "get_delta_factors")
     for name in names:
         low, high = module.lora_A[name].weight, module.lora_B[name].weight
         flops = 2 * low.numel() * high.shape[0]
         block.product(flops, None, low, high)
-        # The short way for one adapter of stacked experts does it again, when torch tries it out.
-        if len(names) == 1 and module.num_experts > 1 and hasattr(module, "get_delta_factors"):
-            block.flops += flops
+        block.flops += flops if short else 0
 
 
 def _attention(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
     """Scores and values; the projections are modules of their own."""
     hidden = args[0] if args else kwargs.get("hidden_states")
+    # Kept, for asking a configuration takes long.
     heads, scores, values = _sizes.get(module) or _sizes.setdefault(module, _heads(module))
     if not isinstance(hidden, Tensor) or hidden.dim() != 3 or not heads:
         return
@@ -251,11 +245,13 @@ def _attention(block: Block, module: Any, args: tuple, kwargs: dict, output: Any
     block.between += 2 * flops if core.requires_grad else 0
 
 
+_sizes: WeakKeyDictionary[nn.Module, tuple[int, int, int]] = WeakKeyDictionary()
+
+
 def _heads(module: Any) -> tuple[int, int, int]:
     """How many heads, and the sizes of their scores' and values' vectors; no heads if unknown."""
     heads = _size(module, "num_heads", "num_attention_heads", "n_heads", "n_head")
-    size = _size(module, "head_dim", "head_size", "attention_head_size")
-    size = size or _size(module, "hidden_size") // max(heads, 1)
+    size = _size(module, "head_dim", "head_size") or _size(module, "hidden_size") // max(heads, 1)
     return heads, _size(module, "qk_head_dim") or size, _size(module, "v_head_dim") or size
 
 

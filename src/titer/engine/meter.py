@@ -150,7 +150,12 @@ def _call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         kind = flops.kind_of(module)
     if kind is None:
         return _plain(module, *args, **kwargs)
-    return _charging[-1].passes.called(kind, _plain, module, args, kwargs)
+    passes = _charging[-1].passes
+    if kind.holds or kind.rule is None or passes.block is None:
+        return passes.called(kind, module, args, kwargs)
+    output = _plain(module, *args, **kwargs)
+    kind.rule(passes.block, module, args, kwargs, output)
+    return output
 
 
 class _Passes:
@@ -175,31 +180,25 @@ class _Passes:
         """FLOPs of a backward pass."""
         self.flops += more if self._products else 0
 
-    def called(
-        self, kind: flops.Kind, plain: Any, module: nn.Module, args: tuple, kwargs: dict
-    ) -> Any:
-        """A call of a module, let through and counted."""
+    def called(self, kind: flops.Kind, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """A call of a module that does not simply belong to a block, let through and counted."""
         outer = self.block
-        if outer is not None and not kind.holds and kind.rule:  # most are of this sort
-            output = plain(module, *args, **kwargs)
-            kind.rule(outer, module, args, kwargs, output)
-            return output
         if kind.holds == "model":
             self.block, self._depth = None, self._depth + 1
             try:
-                output = plain(module, *args, **kwargs)
+                output = _plain(module, *args, **kwargs)
             finally:
                 self.block, self._depth = outer, self._depth - 1
             if not self._depth:  # the outermost: a pass that somebody asked for
                 self._count(args, kwargs)
             return output
         if not self._products:
-            return plain(module, *args, **kwargs)
+            return _plain(module, *args, **kwargs)
         block = flops.Block() if outer is None or kind.holds == "block" else outer
         try:
             if kind.holds:
                 self.block = block
-            output = plain(module, *args, **kwargs)
+            output = _plain(module, *args, **kwargs)
             if kind.rule:
                 kind.rule(block, module, args, kwargs, output)
         finally:

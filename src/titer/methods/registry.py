@@ -20,8 +20,8 @@ from titer.study.facts import MethodKind
 from titer.study.plugins import changes, plugged
 
 KINDS: dict[MethodKind, type[Method]] = {
-    "attack": Attack,
-    "defense": Defense,
+    "attack": Attack,  # type: ignore[type-abstract]
+    "defense": Defense,  # type: ignore[type-abstract]
     "service": ServiceDefense,
 }
 

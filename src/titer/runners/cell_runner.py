@@ -35,6 +35,7 @@ from titer.records.model import Artifact, CellRecord, StartFacts
 from titer.records.store import RunStore, storage_error
 from titer.runners.broker import Broker
 from titer.study.cell import CONTROL_MODEL, Cell, CellMeasure, CellMethod, PartUse, Planned, Start
+from titer.study.plugins import code_digest
 from titer.study.spec import Runtime
 
 
@@ -161,7 +162,7 @@ class CellRunner:
         }
 
     def _bound(self, spec: CellMeasure) -> BoundMeasure:
-        measure = resolve_measure(spec.name, spec.settings)
+        measure = _as_planned(resolve_measure(spec.name, spec.settings), spec)
         if spec.text is None:
             examples = measure.own_items() or ()
             items = f"{digest_of(examples)}:{len(examples)}"
@@ -196,7 +197,21 @@ class CellRunner:
 
 
 def _method(spec: CellMethod | None) -> Any:
-    return resolve(spec.kind, spec.name, spec.settings) if spec else None
+    return _as_planned(resolve(spec.kind, spec.name, spec.settings), spec) if spec else None
+
+
+def _as_planned(found: Any, spec: CellMethod | CellMeasure) -> Any:
+    """A method or measure, if its code is the one the cell was planned with. A plug-in file may be
+    edited while a run goes on, and its results would then bear the address of the old code."""
+    if (found.version, code_digest(type(found))) != (spec.version, spec.code):
+        raise RunError(
+            f"the code of {spec.name} has changed since the cell was planned",
+            field="plugins",
+            value=spec.name,
+            expected=f"version {spec.version} {spec.code}".rstrip(),
+            remedy="give the same command again: what the change concerns is planned anew",
+        )
+    return found
 
 
 def relative_distance(model: Any, control: Any) -> float | None:

@@ -286,7 +286,8 @@ def check_needs(method: Method, trial: Trial) -> None:
         slot, _, answer = need.partition(".")
         texts = dict(trial.texts)
         for name in (slot,) if slot else tuple(texts):
-            texts[name] = [replace(e, **{answer: None}) for e in texts[name]] if answer else []
+            without: dict[str, Any] = {answer: None}
+            texts[name] = [replace(e, **without) for e in texts[name]] if answer else []
         _must_refuse(method, replace(trial, texts=texts), need)
     for want in method.wanted():
         models = {n: m for n, m in trial.models.items() if n != want}
@@ -395,7 +396,9 @@ def check_attack(attack: Attack, trial: Trial, *, seeded: bool = True) -> None:
     if seeded:
         check_seed_matters(attack, trial)
     needed = {need.partition(".")[0] for need in attack.needed()} | {"harmful"}
-    check_breaks(attack, replace(trial, texts={k: v for k, v in trial.texts.items() if k in needed}))
+    check_breaks(
+        attack, replace(trial, texts={k: v for k, v in trial.texts.items() if k in needed})
+    )
 
 
 # -- measures -----------------------------------------------------------------------------------------------------
@@ -518,6 +521,4 @@ def _logits(bundle: ModelBundle, trial: Trial) -> torch.Tensor:
     rows = [bundle.encode(e, e.response or "", bundle.max_length) for e in examples]
     batch = collate(rows, bundle.tokenizer.pad_token_id, bundle.device)
     with bundle.reading() as model:
-        return model(
-            input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False
-        ).logits
+        return model(input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False).logits

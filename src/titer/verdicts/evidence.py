@@ -78,6 +78,7 @@ class Evidence:
                 self._index[key].append(entry)
         self._tracks: dict[tuple[Any, ...], tuple[Track, ...]] = {}
         self._designs: dict[str, Design] = {}
+        self._declared: dict[str, tuple[MethodFacts | None, ...]] = {}
 
     # -- records ----------------------------------------------------------------------------------
 
@@ -147,12 +148,14 @@ class Evidence:
         its confirmation (while there are none, in its planned cells; before those, in its search).
         None stands for a cell whose method declared nothing.
         """
-        for purpose in ("attack", "search"):
-            entries = [e for e in self.purpose(purpose) if e.role.attack == attack]
-            entries = [e for e in entries if e.record] or entries
-            if entries:
-                return tuple(dict.fromkeys(e.facts for e in entries))
-        return ()
+        if attack not in self._declared:
+            self._declared[attack] = ()
+            for purpose in ("search", "attack"):
+                entries = [e for e in self.purpose(purpose) if e.role.attack == attack]
+                entries = [e for e in entries if e.record] or entries
+                if entries:
+                    self._declared[attack] = tuple(dict.fromkeys(e.facts for e in entries))
+        return self._declared[attack]
 
     def facts(self, attack: str) -> MethodFacts | None:
         """What the method of an attack declares, with its settings and its text. None if it is not

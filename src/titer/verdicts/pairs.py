@@ -50,9 +50,10 @@ def attack_pairs(pairs: Pairs, alpha: float) -> tuple[AttackPair, ...]:
             if found is not None:
                 one, two = found
                 later, p = permutation_test(one, two)
-                tests.append((a.label, b.label, label, (len(one), len(two)), later, p))
+                edit = all(c.evidence.design_of(label).edits is not None for c in (a, b))
+                tests.append((a.label, b.label, label, edit, (len(one), len(two)), later, p))
     out = []
-    for (first, second, label, n, later, p), adjusted in zip(
+    for (first, second, label, edit, n, later, p), adjusted in zip(
         tests, holm([t[-1] for t in tests]), strict=True
     ):
         longer = None if adjusted > alpha else first if later > 0 else second
@@ -66,21 +67,22 @@ def attack_pairs(pairs: Pairs, alpha: float) -> tuple[AttackPair, ...]:
                 p_value=p,
                 adjusted=adjusted,
                 longer=longer,
-                statement=_said(first, second, label, longer, adjusted)
+                statement=_said(first, second, label, longer, adjusted, edit)
                 + ("" if longer else _hopeless(n, len(tests), alpha)),
             )
         )
     return tuple(out)
 
 
-def _said(first: str, second: str, attack: str, longer: str | None, adjusted: float) -> str:
+def _said(
+    first: str, second: str, attack: str, longer: str | None, adjusted: float, edit: bool
+) -> str:
+    p = f"(adjusted p = {adjusted:.2g})"
     if longer is None:
-        return (
-            f"{first} and {second} are not distinguished under {attack} (adjusted p = "
-            f"{adjusted:.2g})"
-        )
+        return f"{first} and {second} are not distinguished under {attack} {p}"
     other = second if longer == first else first
-    return f"{longer} withstands {attack} for more steps than {other} (adjusted p = {adjusted:.2g})"
+    how = "in more seeds" if edit else "for more steps"
+    return f"{longer} withstands {attack} {how} than {other} {p}"
 
 
 def _hopeless(n: tuple[int, int], tests: int, alpha: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -87,7 +87,7 @@ def _linears(model) -> list[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def prune_(module: nn.Module, input_norms: torch.Tensor | None, sparsity: float) -> int:
+def prune_(module: Any, input_norms: torch.Tensor | None, sparsity: float) -> int:
     """Prune a linear map in place, per output; returns how many weights are now 0 that were not."""
     transposed = type(module).__name__ == "Conv1D"  # [in, out]
     weight = module.weight.T if transposed else module.weight

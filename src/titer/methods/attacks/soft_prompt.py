@@ -64,7 +64,7 @@ class SoftEmbedding(nn.Module):
         return self.base.weight  # type: ignore[return-value]
 
     def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        rows = self.base.weight.shape[0]
+        rows = self.weight.shape[0]
         is_soft_BT = ids_BT >= rows
         hidden_BTD = self.base(ids_BT.masked_fill(is_soft_BT, 0))
         places_BT = (ids_BT - rows).clamp(min=0)

@@ -104,7 +104,10 @@ def mmd(x_BF: torch.Tensor, y_BF: torch.Tensor) -> torch.Tensor:
     squares_N = products_NN.diagonal()
     squared_NN = (squares_N[:, None] + squares_N[None] - 2 * products_NN).clamp(min=0)
     mean = squared_NN.detach().sum() / (count * (count - 1))
-    kernel_NN = sum(torch.exp(-squared_NN / (2.0**k * mean.clamp(min=1e-12))) for k in range(-2, 3))
+    scale = mean.clamp(min=1e-12)
+    kernel_NN = torch.stack([torch.exp(-squared_NN / (2.0**k * scale)) for k in range(-2, 3)]).sum(
+        0
+    )
     b = x_BF.shape[0]
     inside, across = kernel_NN[:b, :b].mean() + kernel_NN[b:, b:].mean(), kernel_NN[:b, b:].mean()
     return inside - 2 * across
