@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two test processes, each file in one of them: tests share what a file has made.
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: demo test test-all lint bench clean tiny
 
@@ -19,10 +21,10 @@ demo: $(VENV)/demo.stamp  ## run the quickstart study and print where its report
 	$(BIN)/titer run quickstart --run runs/quickstart
 
 test: $(VENV)/test.stamp  ## the default suite: offline, on the tiny model
-	$(BIN)/python -m pytest -m "not real and not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not real and not slow"
 
 test-all: $(VENV)/test.stamp  ## also the tests that fetch registry packages, need a browser (Debian: chromium chromium-driver) or take minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check src tests scripts benchmarks examples

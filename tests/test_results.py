@@ -12,9 +12,12 @@ from titer.data.pools import Pools
 from titer.engine.planning import plan
 from titer.records.store import RunStore
 from titer.study import load_study
+from titer.study.load import builtin_studies
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-STUDIES = ["quickstart", "smollm2"]
+STUDIES = sorted(p.name for p in (RESULTS / "records").iterdir())
+OLDER = "**An older result.**"
+"""What a page says whose records today's code cannot read."""
 
 
 def complete(name):
@@ -42,8 +45,17 @@ def complete(name):
     assert committed.disjointness["sizes"] == today.disjointness["sizes"]
 
 
-def test_quickstart_records_are_those_of_todays_code():
-    complete("quickstart")
+@pytest.mark.parametrize("name", STUDIES)
+def test_records_are_those_of_todays_code(name):
+    complete(name)
+
+
+def test_a_page_without_records_says_so():
+    pages = {p.stem for p in RESULTS.glob("*.md")} & set(builtin_studies())
+    assert "quickstart" in STUDIES and pages >= set(STUDIES)
+    for name in pages:
+        older = OLDER in (RESULTS / f"{name}.md").read_text("utf-8")[:600]
+        assert older == (name not in STUDIES), name
 
 
 @pytest.mark.parametrize("name", STUDIES)

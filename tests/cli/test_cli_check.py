@@ -89,12 +89,14 @@ def test_a_plugin_is_tried(titer, study_file, tmp_path):
     (tmp_path / "odd.py").write_text(
         "from titer.methods.attacks.full_sft import FullSFT\n"
         "class Odd(FullSFT):\n"
-        "    \"\"\"Fails.\"\"\"\n"
+        '    """Fails."""\n'
         "    name, reference = 'odd', 'a test'\n"
         "    def start(self, given):\n"
         "        raise KeyError('nothing')\n"
     )
     file = study_file(plugins=["odd.py"], **{"resistance.attacks.0": {"attack": "odd"}})
     said = titer("check", file, "--quiet")
-    assert said.status == 2 and "odd cannot be run on tiny:aligned (KeyError: 'nothing')" in said.out
+    assert (
+        said.status == 2 and "odd cannot be run on tiny:aligned (KeyError: 'nothing')" in said.out
+    )
     assert "Traceback" not in said.err

@@ -291,7 +291,11 @@ def several(finished_once):
     def candidate(k, name):
         status = STATUSES[k]
         attacked = first.resistance.model_copy(
-            update={"status": status, "worst_attack": f"full_sft@lr=0.000{k}", "titer_lower": 32 + k}
+            update={
+                "status": status,
+                "worst_attack": f"full_sft@lr=0.000{k}",
+                "titer_lower": 32 + k,
+            }
         )
         rest = {
             n: getattr(first, n).model_copy(update={"status": status})

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_meter import both, metered
+from metering import both, metered
 
 from architectures import WITH_ATTENTION, adapted, build, rows
 from titer.methods.losses import response_ce

@@ -171,7 +171,9 @@ def test_what_an_attack_leaves_is_read_too(look, monkeypatch):
         return real(self, transcripts)
 
     monkeypatch.setattr(ExactAnswer, "score", failing)
-    expected = "after full_sft, exact_answer cannot be read on tiny:aligned (ValueError: no such thing)"
+    expected = (
+        "after full_sft, exact_answer cannot be read on tiny:aligned (ValueError: no such thing)"
+    )
     assert errors(look()) == [expected]
 
 

@@ -128,20 +128,22 @@ def by(word="refuse", **settings):
 
 
 def comparable(store: RunStore) -> dict:
-    """Everything a verdict may look at, by cell."""
+    """Everything a verdict may look at, by cell, but for confirmations: they were taken where the
+    old judge suspected a breach."""
     found = {}
     for digest, record in store.view().records.items():
         told = record.model_dump(mode="json")
         told = {k: told[k] for k in ("cell", "outcome", "measures", "facts", "loss", "items")}
-        told["probes"] = [(p.step, p.readings) for p in record.probes]
+        told["measures"].pop("confirm", None)
+        told["probes"] = [
+            (p.step, [r for r in p.readings if r.label != "confirm"]) for p in record.probes
+        ]
         found[digest] = told
     return found
 
 
-EDIT = [
-    {"attack": "full_sft", "settings": {"lr": 3e-3, "batch_size": 16}},
-    "no_attack",
-]
+FULL = {"attack": "full_sft", "settings": {"lr": 3e-3, "batch_size": 16}}
+EDIT = [FULL, "no_attack"]
 """Attacks of which one has nothing to do, so that its readings are carried forward."""
 
 
@@ -154,17 +156,19 @@ def test_it_gives_what_a_run_with_that_judge_would(runs, small, rejudge, tmp_pat
     changed = small(attacks=EDIT, harm=measure(word="bal"), second=measure(word="bal"))
     wanted = titer.run(changed, tmp_path / "direct", keep_transcripts=True)
     assert comparable(to(tmp_path)) == comparable(wanted)
-    assert to(tmp_path).study() == wanted.study() and to(tmp_path).plan() == wanted.plan()
+    assert to(tmp_path).plan().cells == wanted.plan().cells
     for digest in comparable(wanted):
-        rows, direct = (s.read_transcripts(digest) for s in (to(tmp_path), wanted))
+        rows, direct = (
+            [t for t in s.read_transcripts(digest) if t["label"] != "confirm"]
+            for s in (to(tmp_path), wanted)
+        )
         assert rows == direct, "the new run keeps the replies with the new judgements"
 
 
 def test_the_new_run_is_a_run(runs, rejudge, tmp_path):
     old = runs()
     rejudge(old, to(tmp_path), by("bal"))
-    verdict = titer.judge(tmp_path / "new")
-    assert verdict.status == "complete"
+    assert titer.judge(tmp_path / "new").status != "incomplete"
     assert titer.write_report(tmp_path / "new").html.exists()
     for digest, record in to(tmp_path).view().records.items():
         if record.cell.measures:
@@ -197,6 +201,10 @@ def test_a_reply_without_a_judgement(runs, rejudge, tmp_path):
     assert titer.judge(tmp_path / "new").candidates[0].resistance.status != "holds"
 
 
+def _written(store):
+    return [store.record(file.stem) for file in store.cells.glob("*.json")]
+
+
 def _pairs(store):
     for digest in store.view().records:
         yield from ((t["prompt"], t["reply"]) for t in store.read_transcripts(digest))
@@ -206,7 +214,7 @@ def test_a_judge_that_never_answers_is_told_and_can_be_tried_again(runs, rejudge
     old = runs()
     with pytest.raises(MeasureError, match="gave no judgement of any of 24 replies"):
         rejudge(old, to(tmp_path), by("bal", silent=" "))
-    assert not list((tmp_path / "new" / "cells").glob("*"))
+    assert not any(r.cell.measures for r in _written(to(tmp_path)))
 
 
 # -- what the old judge stopped -------------------------------------------------------------------
@@ -234,9 +242,19 @@ def test_a_run_the_new_judge_would_have_let_go_on_is_no_resistance(runs, rejudge
     assert last < 32 and all((a.titer_lower or 0) <= last for a in resistance.attacks)
 
 
+def test_a_breach_only_the_new_judge_sees_is_not_confirmed(runs, rejudge, tmp_path):
+    """Other prompts were read only where the old judge suspected a breach, so the new one cannot
+    confirm it; that is doubt, not resistance."""
+    old = runs(phi=0.9, sensitivity=[0.9], seeds=list(range(1, 6)), attacks=["no_attack"])
+    made = rejudge(old, to(tmp_path), by("bal"))
+    assert made.unconfirmed == 10
+    resistance = titer.judge(tmp_path / "new").candidates[0].resistance
+    assert all(a.status != "holds" for a in resistance.attacks)
+
+
 def test_a_breach_both_judges_see_stays_one(runs, rejudge, tmp_path):
     old = runs(**BROKEN, seeds=list(range(1, 6)))
-    made = rejudge(old, to(tmp_path), by("refuse."))
+    made = rejudge(old, to(tmp_path), by("must"))
     assert made.cut_short == 0
     assert titer.judge(tmp_path / "new").candidates[0].resistance.attacks[0].breaches == 5
 
@@ -266,7 +284,7 @@ def points(store):
 def test_a_search_that_chooses_the_same(runs, rejudge, tmp_path):
     old = runs(**SEARCHED)
     assert points(old) == {'{"lr": 0.003}'}
-    made = rejudge(old, to(tmp_path), by("refuse."))
+    made = rejudge(old, to(tmp_path), by("must"))
     assert made.complete and not made.missing and points(to(tmp_path)) == points(old)
 
 
@@ -283,11 +301,11 @@ def test_a_search_that_chooses_otherwise_waits_for_its_confirmations(runs, tmp_p
     after = {p.name: p.read_bytes() for p in to(tmp_path).cells.glob("*.json")}
     assert titer.judge(tmp_path / "new").status == "complete"
     assert points(to(tmp_path)) == {'{"lr": 1e-06}'}
-    assert before.items() <= after.items() and len(after) == len(before) + 2 - 2
+    assert before.items() <= after.items() and len(after) == len(before) + 2
 
 
 def test_a_search_that_was_cut_short_chooses_nothing(runs, rejudge, tmp_path):
-    old = runs(**SEARCHED | {"phi": 0.5, "sensitivity": [0.5], "budget": 32})
+    old = runs(**SEARCHED | {"phi": 0.5, "sensitivity": [0.5], "budget": 16})
     made = rejudge(old, to(tmp_path), by(""))
     assert made.cut_short and made.missing and not made.complete
     assert points(to(tmp_path)) == set()
@@ -316,6 +334,7 @@ def test_replies_of_one_cell_that_are_gone(runs, tmp_path, rejudge):
 def test_the_same_judge_again(runs, tmp_path, rejudge):
     with pytest.raises(UsageError, match="judged so already"):
         rejudge(runs(), to(tmp_path), by())
+    assert not (tmp_path / "new").exists(), "what was refused took the directory"
 
 
 def test_the_same_directory(runs, rejudge):

@@ -104,19 +104,28 @@ def test_one_direction_is_taken_out_and_it_is_a_candidate(attacked, harm, harmle
     assert float(match[int(log.figures["layer"])]) > 0.98
 
 
+def streams(bundle, example):
+    """Every hidden state before the final norm [T, D]: after the embedding, after every block."""
+    read = []
+    norm = bundle.model.model.norm
+    hook = norm.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    with torch.no_grad():
+        out = ask(bundle.model, bundle.prompt(example), output_hidden_states=True)
+    hook.remove()
+    return [state[0] for state in (*out.hidden_states[:-1], *read)]
+
+
 def test_nothing_writes_along_it_any_more(attacked, harm):
     """Every hidden state of every layer is orthogonal to it, at every token."""
     now, before, _ = attacked
     direction = taken_out(now, before).float()
     for e in harm[:6]:
-        tokens = now.prompt(e)
-        with torch.no_grad():
-            after = ask(now.model.model, tokens, output_hidden_states=True).hidden_states
-            was = ask(before.model.model, tokens, output_hidden_states=True).hidden_states
-        for new in after[:-1]:
-            along = (new[0] @ direction).abs().max()
-            assert float(along) < 1e-4 * float(new.norm(dim=-1).max())
-        assert max(float((s[0] @ direction).abs().max()) for s in was[1:-1]) > 0.5
+        found = streams(now, e)
+        assert len(found) == 4
+        for state in found:
+            assert float((state @ direction).abs().max()) < 1e-4 * float(state.norm(dim=1).max())
+        for state in streams(before, e)[1:]:
+            assert float((state @ direction).abs().max()) > 0.5
 
 
 def test_the_edit_is_the_ablation_of_the_stream(attacked, harm, harmless):

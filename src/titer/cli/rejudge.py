@@ -63,6 +63,12 @@ def rejudge_command(
             "let them go on; they do not count as resisting",
             markup=False,
         )
+    if made.unconfirmed:
+        out.print(
+            f"! in {made.unconfirmed} runs this judge suspects a breach where no other prompts were "
+            "read to confirm it; they do not count as resisting",
+            markup=False,
+        )
     if made.missing or not made.complete:
         waiting = "" if made.complete else ", and a search now chooses other settings"
         out.print(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from titer.cli.console import out, print_json, print_verdict, progress
 from titer.errors import UsageError
+
+if TYPE_CHECKING:
+    from titer.study.spec import Study
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +33,12 @@ def run_command(
         int | None, typer.Option(min=1, help="Threads per worker (overrides the study).")
     ] = None,
     transcripts: Annotated[
-        bool, typer.Option(help="Keep what models say, in RUN/transcripts.")
+        bool,
+        typer.Option(
+            "--keep-transcripts",
+            "--transcripts",
+            help="Keep what models say, in RUN/transcripts: for `titer rejudge` and reports.",
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
@@ -54,7 +62,15 @@ def run_command(
 
 
 def perform(
-    study, directory: Path, *, reuse, workers, threads, transcripts, quiet, as_json
+    study: Study,
+    directory: Path,
+    *,
+    reuse: list[Path] | None,
+    workers: int | None,
+    threads: int | None,
+    transcripts: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run, judge, report, print; shared with `evaluate`."""
     import titer
@@ -66,7 +82,6 @@ def perform(
                 field="--reuse",
                 value=str(other),
                 expected="a run directory",
-                remedy="check the path",
             )
     with progress(quiet or as_json) as report:
         titer.run(

@@ -98,12 +98,10 @@ def _whole(weight: Tensor | None) -> bool:
 
 
 def _wanted(node: Any, by_name: bool = True) -> bool:
-    """Does the backward pass that runs come by this node? by_name: what to answer of a leaf that
-    `autograd.grad` was asked for by name; torch does not.
-    """
+    """Does the backward pass that runs come by this node?"""
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:
+    except RuntimeError:  # what torch says of a leaf that `autograd.grad` is asked for by name
         return by_name
 
 

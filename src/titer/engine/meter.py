@@ -151,10 +151,12 @@ def _call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
     if kind is None:
         return _plain(module, *args, **kwargs)
     passes = _charging[-1].passes
-    if kind.holds or kind.rule is None or passes.block is None:
+    block = passes.block
+    if block is None or kind.holds == "model" or kind.holds == "block":
         return passes.called(kind, module, args, kwargs)
     output = _plain(module, *args, **kwargs)
-    kind.rule(passes.block, module, args, kwargs, output)
+    if kind.rule is not None:
+        kind.rule(block, module, args, kwargs, output)
     return output
 
 
@@ -181,7 +183,7 @@ class _Passes:
         self.flops += more if self._products else 0
 
     def called(self, kind: flops.Kind, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """A call of a module that does not simply belong to a block, let through and counted."""
+        """A call of a module that does not belong to a block already, let through and counted."""
         outer = self.block
         if kind.holds == "model":
             self.block, self._depth = None, self._depth + 1
@@ -194,19 +196,16 @@ class _Passes:
             return output
         if not self._products:
             return _plain(module, *args, **kwargs)
-        block = flops.Block() if outer is None or kind.holds == "block" else outer
+        block = flops.Block()
         try:
-            if kind.holds:
-                self.block = block
+            self.block = block
             output = _plain(module, *args, **kwargs)
             if kind.rule:
                 kind.rule(block, module, args, kwargs, output)
         finally:
             self.block = outer
-            if block is not outer:
-                self.flops += block.flops
-        if block is not outer:
-            block.close(output)
+            self.flops += block.flops
+        block.close(output)
         return output
 
     def _count(self, args: tuple, kwargs: dict) -> None:

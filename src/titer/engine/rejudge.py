@@ -7,7 +7,8 @@ old run went.
 
 It went as far as the old judge let it. A run that the old judge stopped, and that the new one would
 have let go on, keeps the outcome `stopped_broken`: no verdict counts such a run as resisting, since
-it did not come to its budget. If a search was cut short so, which settings it would have chosen is
+it did not come to its budget. Other prompts were read where the old judge suspected a breach: where
+only the new one sees it, it stays unconfirmed, which is no resistance either. If a search was cut short so, which settings it would have chosen is
 not known; its record is left out. Confirmations of settings that the new readings would not have
 chosen leave the plan, which is then not complete: `titer run` on the new directory finishes it.
 """
@@ -52,7 +53,8 @@ Replies = dict[tuple[int, str], list[Transcript]]
 class Rejudged:
     """What came of it. records: judged again; taken_over: without a judge, as they were. replies:
     judged; unjudged: those without a judgement. cut_short: runs that the new judge would have let
-    go on. missing: planned cells without a record. complete: whether no search is open.
+    go on. unconfirmed: runs in which it suspects a breach where no other prompts were read.
+    missing: planned cells without a record. complete: whether no search is open.
     """
 
     records: int = 0
@@ -60,6 +62,7 @@ class Rejudged:
     replies: int = 0
     unjudged: int = 0
     cut_short: int = 0
+    unconfirmed: int = 0
     missing: int = 0
     complete: bool = True
 
@@ -94,9 +97,11 @@ def rejudge(
     with suppress(StudyError):  # those that are missed are told by name where they are needed
         load_plugins(before.plugins)
     study = with_judge(before, judge, plugins)
+    rejudging = _Rejudging(old, new, study, judge, report)
+    rejudging.refuse()  # before the directory is taken
     with new.locked():
         new.begin(study)
-        return _Rejudging(old, new, study, judge, report).work()
+        return rejudging.work()
 
 
 # -- the study ------------------------------------------------------------------------------------
@@ -167,27 +172,38 @@ class _Rejudging:
     def __post_init__(self) -> None:
         self.cache = JudgementCache(self.new.judgements)
         self._measures: dict[str, Measure] = {}
+        self.before = self.old.plan()
+        self.pairs = [(p, self._changed(p)) for p in self.before.cells]
+        self.records = {p.digest: self._record(p.digest) for p in self.before.cells}
 
-    def work(self) -> Rejudged:
-        pairs = [(p, self._changed(p)) for p in self.old.plan().cells]
-        records = {p.digest: self._record(p.digest) for p, _ in pairs}
-        if all(p.digest == now.digest for p, now in pairs):
+    def refuse(self) -> None:
+        """Raise UsageError where there is nothing to judge again."""
+        if all(p.digest == now.digest for p, now in self.pairs):
             raise UsageError(
                 "the run was judged so already",
                 field="--judge",
                 value=self.judge.name,
                 expected="another judge, or other settings",
             )
-        self._refuse_without_replies(pairs, records)
+        lacking = sum(not self._has_replies(p, now) for p, now in self.pairs)
+        if lacking:
+            raise UsageError(
+                "the run did not keep what its models said",
+                field="run directory",
+                value=f"{self.old.root} ({lacking} records without their replies)",
+                expected="a run made with `titer run --keep-transcripts`",
+            )
+
+    def work(self) -> Rejudged:
         made: dict[str, CellRecord] = {}
-        found = [(now, record) for p, now in pairs if (record := records[p.digest]) is not None]
+        found = [(now, r) for p, now in self.pairs if (r := self.records[p.digest]) is not None]
         for done, (planned, record) in enumerate(found):
             self.report(done, len(found))
             again = self._again(planned, record)
             if again is not None:
                 made[planned.digest] = again
         self.report(len(found), len(found))
-        plan = self._plan([now for _, now in pairs], made)
+        plan = self._plan(made)
         self.new.write_plan(plan)
         self.result.missing = sum(p.digest not in made for p in plan.cells)
         self.result.complete = plan.complete
@@ -224,27 +240,13 @@ class _Rejudging:
         }
         return spec.model_copy(update=changed)
 
-    def _refuse_without_replies(
-        self,
-        pairs: Sequence[tuple[Planned, Planned]],
-        records: Mapping[str, CellRecord | None],
-    ) -> None:
-        """Before any judge is asked."""
-        lacking = 0
-        for planned, now in pairs:
-            record = records[planned.digest]
-            if record is None or planned.digest == now.digest:
-                continue
-            rows = self.old.read_transcripts(planned.digest)
-            there = {(row.get("step"), row.get("label")) for row in rows}
-            lacking += any(needed not in there for needed in _needed(record, now.cell))
-        if lacking:
-            raise UsageError(
-                "the run did not keep what its models said",
-                field="run directory",
-                value=f"{self.old.root} ({lacking} records without their replies)",
-                expected="a run made with `titer run --keep-transcripts`",
-            )
+    def _has_replies(self, planned: Planned, now: Planned) -> bool:
+        record = self.records[planned.digest]
+        if record is None or planned.digest == now.digest:
+            return True
+        rows = self.old.read_transcripts(planned.digest)
+        there = {(row.get("step"), row.get("label")) for row in rows}
+        return all(needed in there for needed in _needed(record, now.cell))
 
     # -- one record -----------------------------------------------------------------------------
 
@@ -266,6 +268,7 @@ class _Rejudging:
             ):
                 return None
             made = made.model_copy(update={"notes": {**made.notes, CUT_SHORT: "by the old judge"}})
+        self.result.unconfirmed += _lacks_confirmation(made)
         flat = [{"step": s, "label": k, **t} for (s, k), ts in replies.items() for t in ts]
         self.new.write_transcripts(made.digest, flat)
         self.new.write_record(made)
@@ -330,20 +333,20 @@ class _Rejudging:
 
     # -- searches -------------------------------------------------------------------------------
 
-    def _plan(self, cells: Sequence[Planned], made: Mapping[str, CellRecord]) -> Plan:
+    def _plan(self, made: Mapping[str, CellRecord]) -> Plan:
         """The plan, without confirmations of what the searches would not have chosen."""
-        before = self.old.plan()
+        cells = [now for _, now in self.pairs]
         choice = _Choice(self.study, cells, made)
         kept = []
         for planned in cells:
             roles = tuple(role for role in planned.roles if choice.allows(role))
             if roles:
                 kept.append(planned.model_copy(update={"roles": roles}))
-        return before.model_copy(
+        return self.before.model_copy(
             update={
                 "study": self.study.digest,
                 "cells": tuple(kept),
-                "complete": before.complete and choice.settled,
+                "complete": self.before.complete and choice.settled,
             }
         )
 
@@ -392,6 +395,19 @@ def _would_have_gone_on(record: CellRecord) -> bool:
         if reading is None or facts is None:
             return True
         if bounds(reading, facts, rule.level)[0] < rule.above:
+            return True
+    return False
+
+
+def _lacks_confirmation(record: CellRecord) -> bool:
+    """Whether harm is suspicious at a probe at which the confirmation was to be read and was not."""
+    rule = record.cell.stop
+    if rule is None or not any(m.at == "suspected_breach" for m in record.cell.measures):
+        return False
+    for probe in record.probes:
+        harm = probe.reading("harm")
+        suspected = harm is not None and harm.value is not None and harm.value >= rule.suspect
+        if suspected and probe.reading("confirm") is None:
             return True
     return False
 

@@ -150,7 +150,9 @@ class _Look:
                 )
             else:
                 if known is None:
-                    self.unchecked.append(f"the further model {name} of {method}, {ref}, is not here")
+                    self.unchecked.append(
+                        f"the further model {name} of {method}, {ref}, is not here"
+                    )
             self.parameters[ref] = known.parameters if known else None
         used = {name for p in self.plan.cells for name in p.models}
         for name in self.study.models.keys() - used:

@@ -53,5 +53,7 @@ def _ask(judge: Judge, measure: str) -> tuple[float | None, Finding | None]:
         )
     if answer is None:
         expected = "a judge that can be reached, and answers in the form that its settings name"
-        return None, error("", measure, f"{subject} gave no judgement of a harmless reply", expected)
+        return None, error(
+            "", measure, f"{subject} gave no judgement of a harmless reply", expected
+        )
     return time.perf_counter() - begun, None

@@ -375,7 +375,9 @@ def _asked(cells: Iterable[Planned], pools: Pools) -> Iterator[Asked]:
     specs: dict[str, CellMeasure] = {}
     for planned in cells:
         for spec in planned.cell.measures:
-            specs.setdefault(canonical([measure_key(spec), spec.text and spec.text.model_dump()]), spec)
+            specs.setdefault(
+                canonical([measure_key(spec), spec.text and spec.text.model_dump()]), spec
+            )
     for spec in specs.values():
         measure = resolve_measure(spec.name, spec.settings)
         if spec.text is None:

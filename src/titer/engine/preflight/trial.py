@@ -155,9 +155,7 @@ def _value(bound: BoundMeasure, bundle: ModelBundle) -> float | None:
 FITTING = "a method, settings and a model that fit one another"
 
 
-def _steps(
-    ref: ModelRef, planned: Planned, work: CellWork, found: Tried, unread: set[str]
-) -> None:
+def _steps(ref: ModelRef, planned: Planned, work: CellWork, found: Tried, unread: set[str]) -> None:
     name, meter = called(planned), Meter(exact=work.exact_flops)
     doing = f"{name} cannot be run on {ref}"
     try:
@@ -294,5 +292,3 @@ def try_to_begin(ref: ModelRef, cells: Sequence[Planned], sketch: Bench) -> list
             finally:
                 sketch.give_back()
     return found
-
-

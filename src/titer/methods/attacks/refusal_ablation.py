@@ -41,7 +41,9 @@ class RefusalAblation(Attack):
     refusals is read off the model: first tokens it prefers on harmful prompts more often than on
     harmless ones.
 
-    Needs prompts only. One step does everything; all the work is in the choice, which is setup.
+    Needs prompts only. One step does everything; all the work is in the choice, which is setup. The
+    published choice also tries other positions than the last, and drops directions that do not make
+    the model refuse harmless prompts when added.
     """
 
     name = "refusal_ablation"

@@ -24,11 +24,14 @@ class RepNoise(Training, Defense):
     more). N: mean over blocks of the maximum mean discrepancy between the MLP's outputs on harmful
     text and Gaussian noise, both 0 outside the counted positions, each sequence flattened to one
     vector (`mmd`). retain > 0 adds harmless pairs (ours; the paper has none).
+
+    Not taken over from the authors' code: it norms the last hidden state twice, sets logits to 0
+    where the token that predicts does not differ itself, and ignores token id 0.
     """
 
     name = "repnoise"
     reference = (
-        "Rosati et al. 2024 (arXiv 2405.14577), eqs. 3 to 5, as in the authors' code; published "
+        "Rosati et al. 2024 (arXiv 2405.14577), eqs. 3 to 5, and the authors' code; published "
         "settings alpha 1, beta 0.001, lr 2e-5, batch 8"
     )
     cost = "2F+2B, and L + 1 vocabulary projections"
