@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import build
 
+from architectures import build
 from titer.assets.models import load_model, save_model
 from titer.cli import tryout
 from titer.cli.tryout import TryOut

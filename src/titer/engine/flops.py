@@ -43,27 +43,27 @@ class Block:
         self._weight: Tensor | None = None
         self._to_source = self._to_weights = self.between = 0
 
-    def product(self, flops: int, source: Tensor | None, *weights: Tensor | None) -> None:
+    def product(self, flops: int, source: Tensor, weight: Tensor | None) -> None:
         """A product of so many FLOPs, and as many for the gradient of each factor."""
         self.flops += flops
         if not torch.is_grad_enabled():
             return
-        if source is not None and source.requires_grad:
-            self._source = source if self._source is None else self._source
+        if source.requires_grad:
+            if self._source is None:
+                self._source = source
             if source is self._source:
                 self._to_source += flops
             else:
                 self.between += flops
-        for weight in weights:
-            if weight is not None and weight.requires_grad:
-                self._weight = weight
-                self._to_weights += flops
+        if weight is not None and weight.requires_grad:
+            self._weight = weight
+            self._to_weights += flops
 
     def close(self, output: Any) -> None:
         """Have the gradients charged when a backward pass comes by the output, those it wants:
         `autograd.grad` leaves out what it was not asked for, such as the weights'.
         """
-        first = next(_tensors(output), None)
+        first = output if isinstance(output, Tensor) else next(_tensors(output), None)
         end = None if first is None else first.grad_fn
         if end is None:
             return
@@ -167,7 +167,8 @@ def _find(module: Any) -> Kind:
 
 
 def _linear(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-    weight, source = module._parameters.get("weight"), _source(args, kwargs)
+    source = args[0] if args else _source(args, kwargs)
+    weight = module._parameters.get("weight")
     if weight is None:  # parametrised: trained if anything behind it is
         weight = next((p for p in module.parameters() if p.requires_grad and p.dim() > 1), None)
     block.inputs[module.in_features] = source
@@ -222,7 +223,7 @@ def _adapter(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) 
     for name in names:
         low, high = module.lora_A[name].weight, module.lora_B[name].weight
         flops = 2 * low.numel() * high.shape[0]
-        block.product(flops, None, low, high)
+        block.product(flops, low, high)
         block.flops += flops if short else 0
 
 
