@@ -49,7 +49,13 @@ def study(small_study):
                 "harm": {
                     "source": "tiny_world",
                     "options": {"group": "harm", "count": 480},
-                    "parts": {"defense": 96, "attack": 96, "judge": 48, "confirm": 48, "search": 48},
+                    "parts": {
+                        "defense": 96,
+                        "attack": 96,
+                        "judge": 48,
+                        "confirm": 48,
+                        "search": 48,
+                    },
                 },
                 "harmless": {
                     "source": "tiny_world",
@@ -119,9 +125,7 @@ def test_a_service_fits_no_other_threat_model_and_builds_nothing(study, tmp_path
         titer.run(study(service, ATTACKS[:1]), tmp_path / "one")
     stage = ["none", {"name": "x", "defense": "lisa", "steps": 2}]
     with pytest.raises(ThreatModelError, match="service"):
-        titer.run(
-            study(stage, ATTACKS[:1], threat_model="fine_tuning_service"), tmp_path / "two"
-        )
+        titer.run(study(stage, ATTACKS[:1], threat_model="fine_tuning_service"), tmp_path / "two")
     with pytest.raises(ThreatModelError, match="edits weights"):
         edits = [{"attack": "weight_noise"}]
         titer.run(study(service, edits, threat_model="fine_tuning_service"), tmp_path / "three")
