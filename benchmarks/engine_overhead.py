@@ -1,7 +1,8 @@
 """Overhead of the engine against a bare PyTorch loop that does the same optimizer steps, probes
 excluded.
 
-    python benchmarks/engine_overhead.py [--model tiny|smollm2|both] [--blocks 20] [--steps 64] [--write FILE]
+    python benchmarks/engine_overhead.py [--model tiny|smollm2|both] [--blocks 20] [--steps 64]
+        [--write FILE]
 
 The two are interleaved in blocks of one process, in alternating order, and compared block by block:
 absolute times are noise, their ratio is not. Prints the median ratio with a 95 % bootstrap interval
@@ -27,11 +28,11 @@ from titer.assets.models import load_model
 from titer.data.bundle import ModelBundle
 from titer.data.examples import Example
 from titer.data.sources import load_source
+from titer.data.texts import Texts
 from titer.engine.environment import environment
 from titer.engine.run_cell import run_cell
+from titer.engine.work import CellWork
 from titer.methods.attacks.full_sft import FullSFT
-from titer.methods.method import MethodData
-from titer.methods.runs import Batches
 from titer.study.cell import Cell
 from titer.study.reference import ModelRef
 
@@ -71,7 +72,7 @@ WORKS = {
         {"max_chars": 300},
         batch_size=4,
         max_length=64,
-        precision="bf16_autocast",
+        precision="fp32",
         steps=2,
     ),
 }
@@ -96,8 +97,8 @@ class Result:
     def __str__(self) -> str:
         low, high = self.interval
         return (
-            f"{self.work.model}: engine / bare loop = {self.median:.3f}, 95 % interval [{low:.3f}, {high:.3f}], "
-            f"{len(self.ratios)} blocks of {self.steps} steps"
+            f"{self.work.model}: engine / bare loop = {self.median:.3f}, 95 % interval "
+            f"[{low:.3f}, {high:.3f}], {len(self.ratios)} blocks of {self.steps} steps"
         )
 
 
@@ -105,14 +106,14 @@ def bare(bundle: ModelBundle, examples: tuple[Example, ...], method: FullSFT, st
     """Seconds of a plain loop: the same batches, AdamW, clipping, and the loss and gradient norm
     read every step.
     """
-    batches = Batches.of(bundle, examples, "response", batch_size=method.batch_size, seed=0)
-    model = bundle.model.requires_grad_(True)
+    text = Texts({"harmful": examples}, bundle)
+    batches = text.stream("response", of="harmful", batch_size=method.batch_size, seed=0)
+    model = bundle.model.requires_grad_(True).eval()
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=method.lr, weight_decay=0.0, fused=True)
     begun = time.perf_counter()
     for step in range(steps):
-        model.train()
-        batch = batches(step)
+        batch = batches.one(step)
         with bundle.autocast():
             logits = model(
                 input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False
@@ -135,12 +136,9 @@ def engine(
     text is not.
     """
     marks: list[float] = []
+    cell = Cell(model="benchmark", steps=steps)
     result = run_cell(
-        Cell(model="benchmark", steps=steps),
-        method,
-        bundle,
-        MethodData(harmful=examples),
-        [],
+        CellWork(cell=cell, bundle=bundle, method=method, texts={"harmful": examples}),
         progress=lambda done, total: marks.append(time.perf_counter()),
     )
     end = time.perf_counter()
@@ -188,31 +186,41 @@ def page(results: list[Result]) -> str:
     lines = [
         "# Overhead of the engine",
         "",
-        "Written by the benchmark itself; do not edit. Seconds of the engine divided by seconds of a bare PyTorch loop that",
-        "does the same optimizer steps (same batches, AdamW, clipping, loss and gradient norm read every step), probes",
-        "excluded. Blocks of the two are interleaved in one process in alternating order; the ratio is taken block by block.",
-        f"The aim is at most {TARGET:.2f}. Seconds depend on what else the machine does; the ratio hardly does.",
+        "Written by the benchmark itself; do not edit. Seconds of the engine divided by seconds of a",
+        "bare PyTorch loop that does the same optimizer steps (same batches, AdamW, clipping, loss and",
+        "gradient norm read every step), probes excluded. Blocks of the two are interleaved in one",
+        "process in alternating order; the ratio is taken block by block. The aim is at most "
+        f"{TARGET:.2f}.",
+        "Seconds depend on what else the machine does; the ratio hardly does.",
         "",
-        "| model | engine / bare loop, median | 95 % interval | smallest, largest block | blocks | steps a block | "
-        "batch × longest | precision | ms a step, engine and bare |",
+        "| model | engine / bare loop, median | 95 % interval | smallest, largest block | blocks | "
+        "steps a block | batch × longest | precision | ms a step, engine and bare |",
         "| --- | ---: | --- | --- | ---: | ---: | --- | --- | --- |",
     ]
     for r in results:
-        w = r.work
-        lines.append(
-            f"| {w.ref} | {r.median:.3f} | {r.interval[0]:.3f} to {r.interval[1]:.3f} | {min(r.ratios):.3f}, "
-            f"{max(r.ratios):.3f} | {len(r.ratios)} | {r.steps} | {w.batch_size} × {w.max_length} | {w.precision} | "
-            f"{1000 * r.seconds[0]:.1f} and {1000 * r.seconds[1]:.1f} |"
-        )
+        w, (low, high) = r.work, r.interval
+        cells = [
+            str(w.ref),
+            f"{r.median:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{min(r.ratios):.3f}, {max(r.ratios):.3f}",
+            str(len(r.ratios)),
+            str(r.steps),
+            f"{w.batch_size} × {w.max_length}",
+            w.precision,
+            f"{1000 * r.seconds[0]:.1f} and {1000 * r.seconds[1]:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version}" for name, version in here.packages.items())
     lines += [
         "",
-        "Interval: percentile bootstrap of the median over blocks, 10,000 resamples. One further block before them warms",
-        "caches up and is not counted.",
+        "Interval: percentile bootstrap of the median over blocks, 10,000 resamples. One further block",
+        "before them warms caches up and is not counted.",
         "",
         f"- Command: `python {shlex.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])}`",
         f"- Machine: {here.cpu}, {here.platform}, {here.threads} thread",
-        f"- Versions: titer {here.titer} ({here.git or 'no revision'}), Python {here.python}, {versions}",
+        f"- Versions: titer {here.titer} ({here.git or 'no revision'}), Python {here.python}, "
+        f"{versions}",
         f"- Day: {datetime.now(UTC):%Y-%m-%d}",
     ]
     return "\n".join(lines) + "\n"
