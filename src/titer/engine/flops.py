@@ -7,10 +7,10 @@ computes it: frozen layers below the lowest trained one cost their forward pass 
 values, twice that in the backward pass, over the full square: kernels that skip what is masked, or
 compute scores a second time, are charged the same. Stacked experts cost what the chosen ones do.
 
-Not seen: embedding look-ups, norms and all else that goes element by element; products outside
-modules (an SVD, an optimizer's, a penalty's); weights used without calling their module;
-recurrences (Mamba's scan, linear attention); what a gradient of a gradient costs beyond the first.
-A loss on what goes on inside a block is charged from the next lower block on.
+Not seen: what goes element by element (norms, look-ups); products outside modules (an SVD, an
+optimizer's, a penalty's); weights used without calling their module; recurrences (Mamba's scan,
+linear attention); what a gradient of a gradient costs beyond the first one. A loss on what goes on
+inside a layer is charged from the next lower layer on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,7 @@ class Block:
         if not torch.is_grad_enabled():
             return
         if source.requires_grad:
-            if self._source is None:
-                self._source = source
+            self._source = source if self._source is None else self._source
             if source is self._source:
                 self._to_source += flops
             else:
@@ -123,6 +122,7 @@ class Kind(NamedTuple):
     holds: Literal["model", "block", "part", None] = None
 
 
+_sizes: dict[int, tuple[int, int, int]] = {}
 kinds: dict[type, Kind | None] = {}
 """By class; None where there is nothing to count. Whoever misses one asks `kind_of`."""
 
@@ -222,16 +222,18 @@ def _adapter(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) 
     short = len(names) == 1 and module.num_experts > 1 and hasattr(module, "get_delta_factors")
     for name in names:
         low, high = module.lora_A[name].weight, module.lora_B[name].weight
-        flops = 2 * low.numel() * high.shape[0]
-        block.product(flops, low, high)
+        block.product(flops := 2 * low.numel() * high.shape[0], low, high)
         block.flops += flops if short else 0
 
 
 def _attention(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
     """Scores and values; the projections are modules of their own."""
     hidden = args[0] if args else kwargs.get("hidden_states")
-    # Kept, for asking a configuration takes long.
-    heads, scores, values = _sizes.get(module) or _sizes.setdefault(module, _heads(module))
+    try:
+        heads, scores, values = _sizes[id(module)]
+    except KeyError:  # kept, for asking a configuration takes long
+        heads, scores, values = _sizes[id(module)] = _heads(module)
+        finalize(module, _sizes.pop, id(module)).atexit = False
     if not isinstance(hidden, Tensor) or hidden.dim() != 3 or not heads:
         return
     square = hidden.shape[0] * hidden.shape[1] * _keys(module, hidden, kwargs, output)
@@ -242,9 +244,6 @@ def _attention(block: Block, module: Any, args: tuple, kwargs: dict, output: Any
     core = block.inputs.get(heads * values, hidden)
     core = next(_tensors(output), hidden) if core is hidden else core
     block.between += 2 * flops if core.requires_grad else 0
-
-
-_sizes: WeakKeyDictionary[nn.Module, tuple[int, int, int]] = WeakKeyDictionary()
 
 
 def _heads(module: Any) -> tuple[int, int, int]:
