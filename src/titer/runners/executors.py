@@ -156,7 +156,10 @@ def _open_worker(setup: Setup, numbers: SimpleQueue[int]) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _runner = setup.open(numbers.get())
+    try:
+        _runner = setup.open(numbers.get())
+    except KeyboardInterrupt:  # the parent tells the user; a worker has nothing to add
+        os._exit(130)
 
 
 def _perform(planned: Planned) -> CellRecord:
