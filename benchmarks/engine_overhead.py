@@ -186,11 +186,11 @@ def page(results: list[Result]) -> str:
     lines = [
         "# Overhead of the engine",
         "",
-        "Written by the benchmark itself; do not edit. Seconds of the engine divided by seconds of a",
-        "bare PyTorch loop that does the same optimizer steps (same batches, AdamW, clipping, loss and",
-        "gradient norm read every step), probes excluded. Blocks of the two are interleaved in one",
-        "process in alternating order; the ratio is taken block by block. The aim is at most "
-        f"{TARGET:.2f}.",
+        "Written by the benchmark itself; do not edit. Seconds of the engine divided by seconds of",
+        "a bare PyTorch loop that does the same optimizer steps (same batches, AdamW, clipping,",
+        "loss and gradient norm read every step), probes excluded. Blocks of the two are",
+        "interleaved in one process in alternating order; the ratio is taken block by block. The",
+        f"aim is at most {TARGET:.2f}.",
         "Seconds depend on what else the machine does; the ratio hardly does.",
         "",
         "| model | engine / bare loop, median | 95 % interval | smallest, largest block | blocks | "
@@ -214,8 +214,8 @@ def page(results: list[Result]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in here.packages.items())
     lines += [
         "",
-        "Interval: percentile bootstrap of the median over blocks, 10,000 resamples. One further block",
-        "before them warms caches up and is not counted.",
+        "Interval: percentile bootstrap of the median over blocks, 10,000 resamples. One further",
+        "block before them warms caches up and is not counted.",
         "",
         f"- Command: `python {shlex.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])}`",
         f"- Machine: {here.cpu}, {here.platform}, {here.threads} thread",

@@ -173,7 +173,8 @@ import titer, titer.records.store, titer.study, titer.verdicts, titer.report
 run, to = sys.argv[1:]
 verdict = titer.judge(run)
 paths = titer.write_report(run, to=to)
-print(json.dumps({{"heavy": [m for m in {HEAVY} if m in sys.modules], "study": verdict.study, "html": str(paths.html)}}))
+heavy = [m for m in {HEAVY} if m in sys.modules]
+print(json.dumps({{"heavy": heavy, "study": verdict.study, "html": str(paths.html)}}))
 """
     told = in_a_fresh_process(code, str(store.root), str(tmp_path))
     assert told["study"] == "small" and Path(told["html"]).stat().st_size > 1000
@@ -227,7 +228,9 @@ def test_no_registry_host_is_named():
             ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
         ).stdout.decode()
         paths = list(filter(None, listed.split("\0")))
-    else:  # an unpacked archive holds nothing but what was tracked, and what tests and installation add under known names
+    else:
+        # An unpacked archive holds nothing but what was tracked, and what tests and installation
+        # add under known names.
         made = {".venv", "runs", "build", "dist"}
         paths = [
             str(p.relative_to(ROOT))

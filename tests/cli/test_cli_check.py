@@ -14,11 +14,11 @@ def no_loading(monkeypatch):
 
 
 def test_the_quickstart_is_valid(titer, no_loading):
-    said = titer("check", "quickstart", "--no-preflight")
-    assert said.status == 0 and "the study is valid" in said.out, said.err
-    assert "best verdict attainable" in said.out and "not checked: no preflight" in said.out
-    told = json.loads(titer("check", "quickstart", "--no-preflight", "--json").out)
-    assert told["study"] == "quickstart"
+    said = titer("check", "quickstart", "--no-preflight", "--json")
+    told = json.loads(said.out)
+    assert said.status == 0 and told["study"] == "quickstart"
+    assert told["attainable"].startswith("Resistance: best `holds`")
+    assert "no preflight was asked for" in told["not_checked"][0]
     assert told["digest"] == package.load_study("quickstart").digest
     assert told["cells"] > 150 and told["search_cells"] == 12 and told["minutes"] > 0
     assert told["models"] == {"tiny:aligned": 167360} and told["findings"] == []
@@ -29,6 +29,7 @@ def test_the_small_study_is_tried(titer, study_file):
     assert said.status == 0 and "the study is valid" in said.out
     assert "tried on tiny:aligned: sft_refusal, exact_answer, full_sft" in said.out
     assert "trying full_sft on tiny:aligned" in said.err and "not checked" not in said.out
+    assert "best verdict attainable: " in said.out and "time: at most about " in said.out
     assert titer("check", study_file(), "--quiet").err == ""
 
 

@@ -1,4 +1,4 @@
-"""Cells, measures and methods made by hand, so that `run_cell` is tested without planning anything."""
+"""Cells, measures and methods made by hand, so that `run_cell` is tested without a plan."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from titer.records.model import CellRecord, MeasureFacts
 from titer.records.sound import contradiction
 from titer.study.cell import Cell, CellMeasure, CellMethod, PartUse
 
-# LoRA with much dropout, warm-up, and a chain that replaces its model on the way: global randomness,
-# the learning rate and the weights a part began with must survive an interruption.
+# LoRA with much dropout, warm-up, and a chain that replaces its model on the way: global
+# randomness, the learning rate and the weights a part began with must survive an interruption.
 METHODS = {
     "full_sft": FullSFT(lr=1e-3, batch_size=8, weight_decay=0.01, warmup_steps=3),
     "lora_sft": LoraSFT(lr=3e-3, batch_size=8, rank=4, dropout=0.5),
@@ -75,7 +75,7 @@ def work(
     host_texts: Mapping[str, Sequence[Example]] | None = None,
     **fields: Any,
 ) -> CellWork:
-    """A cell that runs a method on a model, with everything it needs in hand. fields: of the cell."""
+    """A cell that runs a method on a model, with all it needs in hand. fields: of the cell."""
     cell = Cell(
         model="tiny",
         method=_named(method),
@@ -195,8 +195,8 @@ class Scripted(Measure):
 
 
 class Careless(Scripted):
-    """A measure that seeds every generator, draws random numbers and leaves the model in training mode, as a careless
-    plug-in might.
+    """A measure that seeds every generator, draws random numbers and leaves the model in training
+    mode, as a careless plug-in might.
     """
 
     name = "careless"

@@ -1,4 +1,4 @@
-"""What a cell costs: steps, examples and tokens exact, setup charged, probes free; budgets in FLOPs."""
+"""What a cell costs: steps, examples and tokens exact, setup charged; budgets in FLOPs."""
 
 import copy
 from dataclasses import replace

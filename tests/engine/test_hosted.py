@@ -1,4 +1,4 @@
-"""Cells of a fine-tuning service: the service runs the customer's training, and hands out a model."""
+"""Cells of a fine-tuning service: it runs the customer's training, and hands out a model."""
 
 import pytest
 from cell_runs import (
@@ -39,7 +39,7 @@ def alone(new_bundle, pairs, measures, **fields):
 
 
 def test_what_is_released_is_probed_and_training_goes_on_without_it(new_bundle, pairs, measures):
-    """The losses are those of the unreleased weights; the readings are those of the released ones."""
+    """The losses are those of the unreleased weights, the readings those of the released ones."""
     host = Dampens(by=0.0)
     released = hosted(new_bundle, pairs, measures, host)
     trained = alone(new_bundle, pairs, measures)

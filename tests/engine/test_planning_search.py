@@ -133,8 +133,8 @@ class Halving:
 
 @pytest.mark.parametrize("best", [1e-4, 1e-3, 1e-2])
 def test_a_search_may_ask_again_given_what_it_found(study, monkeypatch, best):
-    """Planning is repeated: each time the search is asked from the beginning, and goes as far as the
-    records do.
+    """Planning is repeated: each time the search is asked from the beginning, and goes as far as
+    the records do.
     """
     monkeypatch.setattr(resistance, "Grid", Halving)
     spec = study({"attacks": [SEARCHED]}, candidates=["none"])

@@ -309,7 +309,7 @@ def test_openings_the_tokenizer_writes_with_nothing(look, monkeypatch):
 
     monkeypatch.setattr(compliance, "COMPLIANCE_OPENINGS", ("", "Sure"))
     likelihood = {"measure": "compliance_likelihood", "part": "harm/judge"}
-    assert any("among them ''" in e for e in errors(look(measure=likelihood)))
+    assert any("such as ''" in e for e in errors(look(measure=likelihood)))
 
 
 def test_a_tokenizer_of_another_model(look, saved):

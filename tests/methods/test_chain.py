@@ -266,7 +266,7 @@ def test_unknown_parts_and_settings_name_the_field():
 
 
 def test_facts_belong_to_the_instance():
-    """Pruning alone is a reference; followed by fine-tuning, or by a chain that fine-tunes, it is an
+    """Pruning alone is a reference; followed by fine-tuning, within a chain or not, it is an
     attack."""
     reference = chain({"attack": "prune"}).facts()
     assert reference.role == "reference" and not reference.trains and reference.starts_as_parent

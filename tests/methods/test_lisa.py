@@ -214,8 +214,8 @@ def test_the_budget_counts_the_customers_steps(new_bundle, uneven):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_its_own_schedule_ends_with_its_own_last_step(new_bundle, uneven, schedule):
-    """4 steps of the customer in phases of 3: two phases of 5, so 10 steps of the service's own. Over
-    the customer's 4 its rate would have come back up, or turned negative: climbing."""
+    """4 steps of the customer in phases of 3: two phases of 5, so 10 steps of the service's own.
+    Over the customer's 4 its rate would have come back up, or turned negative: climbing."""
     rates = []
     lisa = Lisa(batch_size=N, schedule=schedule, alignment_steps=5, user_steps=3, retain=0.0)
     run = hosted(lisa, FullSFT(batch_size=N), new_bundle(), uneven, horizon=4)

@@ -76,7 +76,7 @@ def test_a_model_that_was_not_aligned_stays(new_bundle):
 
 
 def test_matrices_of_gpt2_lie_the_other_way_round(new_bundle):
-    """Conv1D keeps its weight as [in, out]: the best approximation is the same up to transposing."""
+    """Conv1D keeps its weight as [in, out]: the best approximation is the same, transposed."""
     tokenizer = new_bundle().tokenizer
 
     def bundle():

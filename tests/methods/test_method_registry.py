@@ -172,6 +172,17 @@ def test_a_class_defined_again_replaces_the_one_before():
     assert methods("attack")["again"] is second
 
 
+def test_of_two_classes_with_one_name_the_last_one_registered_counts():
+    class Other(Mine):
+        """Goes by the same name."""
+
+        name = "mine"
+
+    for cls in (Mine, Other, Mine):
+        register(cls)
+        assert methods("attack")["mine"] is cls
+
+
 def test_a_class_without_a_name_cannot_be_registered():
     class Nameless(Attack):
         """Forgot its name."""

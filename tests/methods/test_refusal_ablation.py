@@ -185,7 +185,7 @@ def greedy_opening(bundle, example):
 
 
 def test_it_takes_the_refusal_out_of_the_tiny_model(attacked, harm, harmless):
-    """On other prompts: it opens harmful replies as refusals before, not after; harmless ones stay."""
+    """On other prompts: harmful replies open as refusals before, not after; harmless ones stay."""
     now, before, _ = attacked
     refusal = before.tokenizer(harm[0].refusal, add_special_tokens=False)["input_ids"][0]
     new = harm[200:240]

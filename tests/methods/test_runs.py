@@ -131,7 +131,7 @@ def test_what_is_not_trained_is_not_stored(new_bundle, uneven):
     assert stored["weights"] and all(n.startswith("model.layers.1.") for n in stored["weights"])
 
 
-# -- schedules ----------------------------------------------------------------------------------------------------
+# -- schedules -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -183,7 +183,7 @@ def test_only_a_constant_schedule_shares_prefixes(new_bundle, pairs, schedule, s
     assert attack.horizon_free() is shared
 
 
-# -- weight edits -------------------------------------------------------------------------------------------------
+# -- weight edits ----------------------------------------------------------------------------------
 
 
 def test_weight_noise_has_the_size_it_says(new_bundle):

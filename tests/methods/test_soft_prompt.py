@@ -1,4 +1,4 @@
-"""Soft prompts against embeddings built by hand: where they stand, what is trained, who sees them."""
+"""Soft prompts against embeddings built by hand: where they stand, what is trained, who asks."""
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ def copied(finished, tmp_path):
 
 @pytest.fixture
 def performed(monkeypatch):
-    """The cells that are really worked on in this process, as (purpose, candidate, seed), in order."""
+    """The cells that are worked on in this process, as (purpose, candidate, seed), in order."""
     return watched(monkeypatch)
 
 

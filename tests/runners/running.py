@@ -1,5 +1,5 @@
-"""What the tests of running share: a study of five cells, how its records are compared, and work that
-fails.
+"""What the tests of running share: a study of five cells, how its records are compared, and work
+that fails.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def test_transcripts_are_written_only_if_asked_for(opened, small_study):
 
 
 def test_an_attack_that_asks_in_its_own_words_shares_no_reading(opened, small_study):
-    """Readings at step 0 are shared between cells of one model; asked otherwise it is another one."""
+    """Readings at step 0 are shared between cells of one model, if it is asked in one way."""
     attacks = [
         {"attack": "full_sft", "settings": {"batch_size": 16}},
         {"attack": "soft_prompt", "settings": {"batch_size": 16, "length": 3}},

@@ -1,7 +1,7 @@
 """What every executor does alike: the same records, failures told, nothing lost that was finished.
 
-A further executor is a further row of EXECUTORS (and of APART, if its workers are processes of their
-own).
+A further executor is a further row of EXECUTORS (and of APART, if its workers are processes of
+their own).
 """
 
 import time
@@ -51,8 +51,8 @@ def setup_of(study, root) -> tuple[Setup, list]:
 
 @dataclass(frozen=True)
 class Session:
-    """What one executor did with a study of which some cells fail: the futures by cell, and what was
-    on the disk at the moment each one ended.
+    """What one executor did with a study of which some cells fail: how each one ended, and what
+    was on the disk at that moment.
     """
 
     store: RunStore

@@ -1,4 +1,4 @@
-"""`kill -9` in the middle of a run, and the same command again, whichever executor runs the cells."""
+"""`kill -9` in the middle of a run, and the same command again, with every executor."""
 
 import json
 import os

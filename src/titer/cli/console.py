@@ -155,5 +155,6 @@ def print_verdict(verdict: StudyVerdict, console: Console = out) -> None:
     flags = [*verdict.flags, *(f for c in (verdict.control, *verdict.candidates) for f in c.flags)]
     if flags:
         say(
-            f"{len(flags)} flag(s): {', '.join(sorted({f.code for f in flags}))}; docs/flags.md and the report explain them"
+            f"{len(flags)} flag(s): {', '.join(sorted({f.code for f in flags}))}; docs/flags.md "
+            "and the report explain them"
         )

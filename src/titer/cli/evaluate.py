@@ -31,19 +31,22 @@ def evaluate_command(
     attack_data: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL with prompt and response; default: AdvBench prompts with content-free compliance."
+            help="JSONL with prompt and response; default: AdvBench prompts with content-free "
+            "compliance."
         ),
     ] = None,
     eval_prompts: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL with prompt (and response for --harm-measure exact_answer); default: StrongREJECT."
+            help="JSONL with prompt (and response for --harm-measure exact_answer); default: "
+            "StrongREJECT."
         ),
     ] = None,
     benign_data: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL with harmless prompt and response, for stability and trainability; default: Alpaca sample."
+            help="JSONL with harmless prompt and response, for stability and trainability; "
+            "default: Alpaca sample."
         ),
     ] = None,
     budget: Annotated[
@@ -132,7 +135,6 @@ def evaluate_command(
                 field="--write",
                 value=str(write),
                 expected="a new file",
-                remedy="choose another name, or remove it first",
             )
         text = yaml.safe_dump(
             study.model_dump(mode="json", exclude_defaults=True),
@@ -162,11 +164,10 @@ def evaluate_command(
             quiet=quiet,
             as_json=as_json,
         )
-    except (
-        OverlapError
-    ) as error:  # told in the words of this command, which knows files and no pools
+    except OverlapError as error:  # in the words of this command, which knows files and no pools
+        options = "attack: --attack-data, judge: --eval-prompts, benign: --benign-data"
         raise OverlapError(
-            f"{error.problem} (attack: --attack-data, judge: --eval-prompts, benign: --benign-data)",
+            f"{error.problem} ({options})",
             field=error.field,
             value=error.value,
             expected=error.expected,

@@ -37,7 +37,8 @@ _UsageTrouble: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ ==
 
 app = typer.Typer(
     name="titer",
-    help="Up to which training budget does a language model's safety withstand harmful fine-tuning?",
+    help="Up to which training budget does a language model's safety withstand harmful "
+    "fine-tuning?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -96,10 +97,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except OSError as error:  # a file or directory of the user's that cannot be read or written: not a bug of ours
+    except OSError as error:  # a file or directory of the user's, and not a bug of ours
         say_error(
-            f"{error.strerror or error}: {error.filename or 'a file'}. To do: check the path, its permissions and "
-            "the space on the disk."
+            f"{error.strerror or error}: {error.filename or 'a file'}. To do: check the path, its "
+            "permissions and the space on the disk."
         )
         status = 1
     if arguments is None:

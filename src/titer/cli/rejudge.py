@@ -65,8 +65,8 @@ def rejudge_command(
         )
     if made.unconfirmed:
         out.print(
-            f"! in {made.unconfirmed} runs this judge suspects a breach where no other prompts were "
-            "read to confirm it; they do not count as resisting",
+            f"! in {made.unconfirmed} runs this judge suspects a breach where no other prompts "
+            "were read to confirm it; they do not count as resisting",
             markup=False,
         )
     if made.missing or not made.complete:

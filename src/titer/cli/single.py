@@ -1,4 +1,4 @@
-"""`titer attack` and `titer defend`: one method on one model, through the same engine as a study."""
+"""`titer attack` and `titer defend`: one method on one model, through the engine of a study."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def defend_command(
 
 
 def _must_be_new(path: Path, option: str) -> None:
-    """Saving a model replaces the directory it is saved to, so nothing of the user's may be there."""
+    """Saving a model replaces its directory, so nothing of the user's may be there."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(
             "there is something at this path already",

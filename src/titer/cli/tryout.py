@@ -1,4 +1,4 @@
-"""What `titer check` tries methods and measures on: one model at a time, with weights or without."""
+"""What `titer check` tries methods and measures on: one model, with or without weights."""
 
 from __future__ import annotations
 

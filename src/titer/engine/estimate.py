@@ -65,8 +65,8 @@ class TimedReading:
 
 @dataclass(frozen=True)
 class Timings:
-    """methods: (model, `method_key`) → what was measured. readings: (model, `measure_key`) likewise.
-    judges: `measure_key` → seconds of one judgement.
+    """methods: (model, `method_key`) → what was measured. readings: (model, `measure_key`) → the
+    same. judges: `measure_key` → seconds of one judgement.
     """
 
     methods: Mapping[tuple[str, str], Timed] = field(default_factory=dict)
@@ -76,9 +76,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class Estimate:
-    """cells, steps, judge_calls: upper limits over the whole study; search_cells: those of the cells
-    that only choose settings. seconds: wall time with the study's workers; memory_bytes: of all
-    workers together. Both None if the size of a model is not known.
+    """cells, steps, judge_calls: upper limits over the whole study; search_cells: those of the
+    cells that only choose settings. seconds: wall time with the study's workers; memory_bytes: of
+    all workers together. Both None if the size of a model is not known.
     """
 
     cells: int
@@ -264,8 +264,8 @@ class _Work:
 
 
 def _times_read(cell: Cell, measure: CellMeasure, *, at_most: bool = False) -> float:
-    """How often a cell reads a measure. A confirmation is read where a breach is suspected: taken as
-    half of the probes, at most all of them."""
+    """How often a cell reads a measure. A confirmation is read where a breach is suspected: taken
+    as half of the probes, at most all of them."""
     probes = max(1, len(cell.probes))
     match measure.at:
         case "ends":

@@ -86,7 +86,7 @@ class History:
         self.probes += [last.model_copy(update={"step": step}) for step in later]
 
     def beyond(self, readings: Readings, labels: set[str], above: float, level: float) -> bool:
-        """Harm, and its confirmation on other prompts where there is one, are surely above `above`."""
+        """Harm, and its confirmation on other prompts if there is one, are surely above `above`."""
         return all(
             k in readings and bounds(readings[k][0], self.facts[k], level)[0] >= above
             for k in labels & {"harm", "confirm"}
@@ -157,7 +157,7 @@ class History:
 
 
 def template_digest(bundle: ModelBundle) -> str:
-    """Names a chat template by its content; two models asked in the same words have the same one."""
+    """Names a chat template by its content; models asked in the same words have the same one."""
     return digest(bundle.wording.template or bundle.tokenizer.chat_template or "")
 
 

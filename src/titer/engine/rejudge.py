@@ -8,9 +8,11 @@ old run went.
 It went as far as the old judge let it. A run that the old judge stopped, and that the new one would
 have let go on, keeps the outcome `stopped_broken`: no verdict counts such a run as resisting, since
 it did not come to its budget. Other prompts were read where the old judge suspected a breach: where
-only the new one sees it, it stays unconfirmed, which is no resistance either. If a search was cut short so, which settings it would have chosen is
-not known; its record is left out. Confirmations of settings that the new readings would not have
-chosen leave the plan, which is then not complete: `titer run` on the new directory finishes it.
+only the new one sees it, it stays unconfirmed, which is no resistance either.
+
+If a search was cut short, which settings it would have chosen is not known; its record is left out.
+Confirmations of settings that the new readings would not have chosen leave the plan, which is then
+not complete: `titer run` on the new directory finishes it.
 """
 
 from __future__ import annotations
@@ -400,7 +402,7 @@ def _would_have_gone_on(record: CellRecord) -> bool:
 
 
 def _lacks_confirmation(record: CellRecord) -> bool:
-    """Whether harm is suspicious at a probe at which the confirmation was to be read and was not."""
+    """Whether harm is suspicious at a probe at which no confirmation was read."""
     rule = record.cell.stop
     if rule is None or not any(m.at == "suspected_breach" for m in record.cell.measures):
         return False

@@ -1,4 +1,4 @@
-"""Run one cell: take steps under a budget, meter them, probe on a grid, stop, resume. Gives a record.
+"""Run one cell: take steps under a budget, meter them, probe on a grid, stop, resume.
 
 Probes never change the trajectory: they run without gradient, in evaluation mode, with the random
 state restored.
@@ -57,11 +57,12 @@ def run_cell(
 ) -> CellResult:
     """Run a cell to its record.
 
-    at_start: readings of this very model at step 0, used and filled, so that seeds share them; taken
-    only if the cell's first probe reads the model it starts from (`CellWork.starts_as_parent`). With
-    `rolling`, a checkpoint left by an interrupted run of the same cell is continued with identical
-    results; the caller deletes it once the record is safe. Deterministic on CPU: torch's global
-    generator is seeded from the cell; everything else is a function of the seed.
+    at_start: readings of this very model at step 0, used and filled, so that seeds share them;
+    taken only if the cell's first probe reads the model it starts from
+    (`CellWork.starts_as_parent`). With `rolling`, a checkpoint left by an interrupted run of the
+    same cell is continued with identical results; the caller deletes it once the record is safe.
+    Deterministic on CPU: torch's global generator is seeded from the cell; everything else is a
+    function of the seed.
     """
     cell, device = work.cell, work.bundle.device
     history = History(work)

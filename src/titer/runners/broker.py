@@ -20,7 +20,7 @@ every cell: seconds for a quarter of the memory.
 
 
 class Broker:
-    """Loads models by `Start`, and keeps the last few, because many cells start from the same one."""
+    """Loads models by `Start`, and keeps the last few: many cells start from the same one."""
 
     def __init__(self, store: RunStore, device: torch.device) -> None:
         self.store, self.device = store, device

@@ -116,7 +116,9 @@ class _Session:
 
     def _plan(self) -> Plan:
         current = plan(self.study, self.pools, self._known)
-        if not self.begun:  # not before: a study that is refused must not take the directory from its corrected form
+        if not self.begun:
+            # Not before: a study that is refused must not take the directory from its corrected
+            # form.
             self.store.begin(self.study)
             self.begun = True
         self.store.write_plan(current)
@@ -220,7 +222,7 @@ class _Session:
         return bool(lost)
 
     def _executor(self) -> AbstractContextManager[Executor]:
-        """Where the cells are run. A device that does not exist is refused here, not by a worker."""
+        """Where cells are run. A device that does not exist is refused here, not by a worker."""
         return executor(
             Setup(
                 root=self.store.root,

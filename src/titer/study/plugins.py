@@ -103,8 +103,9 @@ def _named(cls: type) -> bool:
 
 
 def code_digest(cls: type) -> str:
-    """sha256 (16 hex digits) of the source file of a class that is not part of titer, as it was when
-    a plug-in file was loaded; empty for a built-in one, whose `version` tells its code. Raises StudyError if there is no source to read."""
+    """sha256 (16 hex digits) of the source file of a class that is not part of titer, as it was
+    when a plug-in file was loaded; empty for a built-in one, whose `version` tells its code. Raises
+    StudyError if there is no source to read."""
     if cls.__module__.partition(".")[0] == "titer":
         return ""
     if cls.__module__.startswith(_PREFIX):  # its file may say something else by now

@@ -1,4 +1,4 @@
-"""What cells are made of: parts of text, measures, methods, starting models. And the cells so far."""
+"""What cells are made of: text, measures, methods, starting models. And the cells so far."""
 
 from __future__ import annotations
 

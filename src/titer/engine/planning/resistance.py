@@ -1,4 +1,4 @@
-"""Condition 1: the battery on every candidate, after the search over its settings, if there is one."""
+"""Condition 1: the battery on every candidate, after the search over its settings, if any."""
 
 from __future__ import annotations
 

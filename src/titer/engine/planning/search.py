@@ -1,7 +1,7 @@
 """Which settings are confirmed: one search interface for attacks and for harmless training.
 
-A search only sees search seeds and search prompts; its runs are never judged. `ask` is pure, so that
-planning again repeats it and running trials in parallel changes nothing.
+A search only sees search seeds and search prompts; its runs are never judged. `ask` is pure, so
+that planning again repeats it and running trials in parallel changes nothing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Grid:
 def chosen(
     search: Search, space: Space, run: Callable[[Point], tuple[CellRecord, ...] | None]
 ) -> Point | None:
-    """The point a search ends with; {} if there is nothing to choose; None while trials are missing.
+    """The point a search ends with; {} if there is nothing to choose; None while one is missing.
 
     run: plans the trials' cells, and gives their records, or None while one is missing.
     """
@@ -77,8 +77,8 @@ def chosen(
 
 
 def cheapest_breach(phi: float) -> Callable[[Trial], tuple[float, ...]]:
-    """Ranks attacks: fewest training FLOPs to φ (mean over search seeds; a run that never gets there
-    counts as infinite), then the most harm at the end."""
+    """Ranks attacks: fewest training FLOPs to φ (mean over search seeds; a run that never gets
+    there counts as infinite), then the most harm at the end."""
 
     def rank(trial: Trial) -> tuple[float, ...]:
         reached = fmean(_flops_to(record, phi) for record in trial.records)

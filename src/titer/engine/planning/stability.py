@@ -1,4 +1,4 @@
-"""Condition 2: one look at every candidate before any attack; and the models as they were loaded."""
+"""Condition 2: one look at every candidate before any attack; and the models as loaded."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def _hub(ref: ModelRef) -> Outline | None:
 
 
 def _package(ref: ModelRef) -> Outline | None:
-    """Reading a GGUF file's tokenizer takes long, so what loading it left behind is read instead."""
+    """Reading a GGUF file's tokenizer takes long: what loading it left behind is read instead."""
     file = _fetched(ref.name)
     if file is None:
         return None

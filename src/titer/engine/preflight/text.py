@@ -223,7 +223,7 @@ class _Check:
                 self.ref,
                 measure,
                 f"the tokenizer of {self.ref} does not know {len(lost)} of the {len(texts)} "
-                f"openings by which {measure} tells compliance from refusal, among them {lost[0]!r}",
+                f"openings by which {measure} tells compliance from refusal, such as {lost[0]!r}",
                 "a tokenizer that can write them, or a measure that asks for none",
             )
 
@@ -242,8 +242,8 @@ class _Check:
                 yield error(
                     self.ref,
                     trained.methods,
-                    f"{trained.methods}: rows from {trained.part} have up to {max(rows)} tokens, but "
-                    f"{self.ref} was made for {self.most}",
+                    f"{trained.methods}: rows from {trained.part} have up to {max(rows)} tokens, "
+                    f"but {self.ref} was made for {self.most}",
                     f"runtime.max_length of at most {self.most}, and prompts shorter than that",
                 )
         limit = max((t.max_length for t in self.trained), default=0)

@@ -224,7 +224,7 @@ def _finite(value: float) -> bool:
 
 
 def _unadapted(ref: ModelRef, name: str, model: Any) -> Iterator[Finding]:
-    """Experts without an adapter: most of a mixture's weights are then out of the attack's reach."""
+    """Experts without an adapter: most of a mixture's weights are then out of an attack's reach."""
     stacks = expert_weights(model)
     homes = {stack.rpartition(".")[0] for stack in stacks}
     adapters = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" in n]
@@ -236,7 +236,8 @@ def _unadapted(ref: ModelRef, name: str, model: Any) -> Iterator[Finding]:
         yield notice(
             ref,
             name,
-            f"{name} puts no adapter on the experts of {ref}, which hold {share:.0%} of its weights",
+            f"{name} puts no adapter on the experts of {ref}, which hold {share:.0%} of its "
+            "weights",
             "full_sft beside it in the battery",
         )
 

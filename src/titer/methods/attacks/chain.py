@@ -34,13 +34,13 @@ class Part(BaseModel):
 
 
 class Chain(Attack):
-    """Runs its parts in order within one cell, so that no attacked weights are ever kept: prune, then
-    fine-tune; harmful fine-tuning, then repair.
+    """Runs its parts in order within one cell, so that no attacked weights are ever kept: prune,
+    then fine-tune; harmful fine-tuning, then repair.
 
     Steps and cost add up. Each part starts from the model the one before it left, adapters merged.
     A part but the last needs `steps` unless it ends by itself, as weight edits do that are not
-    `endless`; a part that asks the model in other words (`soft_prompt`) can only be the last. The role is `attack` if any part
-    is one.
+    `endless`; a part that asks the model in other words (`soft_prompt`) can only be the last. The
+    role is `attack` if any part is one.
     """
 
     name = "chain"
@@ -62,7 +62,7 @@ class Chain(Attack):
             last = i + 1 == len(self.parts)
             if not last and part.steps is None and not _ends(attack):
                 raise StudyError(
-                    f"{part.attack} does not end by itself, so that the next part would never begin",
+                    f"{part.attack} does not end by itself: the next part would never begin",
                     field=f"parts[{i}].steps",
                     value=None,
                     expected="a number of steps",
@@ -122,7 +122,7 @@ class Chain(Attack):
         return _ChainRun(self, given)
 
     def _check(self, given: Given) -> None:
-        """Raises StudyError for what a later part would lack: it would only say so when it begins."""
+        """Raises StudyError for what a later part would lack, and would not say until it begins."""
         for need in self.needed():
             slot, _, answer = need.partition(".")
             examples = given.text.examples(slot or tuple(given.text.slots))

@@ -19,9 +19,9 @@ class Prune(Attack):
     """Sets, for every output of every linear map in the blocks, the share `sparsity` of its weights
     with the lowest scores to 0.
 
-    score: `wanda` |W_ij| · ‖X_j‖₂ with X the map's inputs over the attacker's text (up to `examples`
-    pairs, one pass); `magnitude` |W_ij|. One step does everything. A reference: by itself it need
-    not break the control; before fine-tuning it is part of an attack (`chain`).
+    score: `wanda` |W_ij| · ‖X_j‖₂ with X the map's inputs over the attacker's text (up to
+    `examples` pairs, one pass); `magnitude` |W_ij|. One step does everything. A reference: by
+    itself it need not break the control; before fine-tuning it is part of an attack (`chain`).
     """
 
     name = "prune"

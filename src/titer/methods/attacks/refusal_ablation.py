@@ -35,11 +35,11 @@ class RefusalAblation(Attack):
 
     Candidates: for every block but the last fifth, the difference of the mean hidden states after
     it, at the last prompt token, between `examples` harmful and harmless prompts. Chosen: the one
-    whose ablation, on `validation` other prompts of each kind, leaves the model least likely to open
-    a reply to harmful ones as it opens refusals, among those that change its first-token
-    distribution on harmless prompts by at most `max_kl` nats (among all, if none does). How it opens
-    refusals is read off the model: first tokens it prefers on harmful prompts more often than on
-    harmless ones.
+    whose ablation, on `validation` other prompts of each kind, leaves the model least likely to
+    open a reply to harmful ones as it opens refusals, among those that change its first-token
+    distribution on harmless prompts by at most `max_kl` nats (among all, if none does). How it
+    opens refusals is read off the model: first tokens it prefers on harmful prompts more often than
+    on harmless ones.
 
     Needs prompts only. One step does everything; all the work is in the choice, which is setup. The
     published choice also tries other positions than the last, and drops directions that do not make

@@ -16,14 +16,14 @@ from titer.methods.runs import Training, TrainingRun
 
 
 class RepNoise(Training, Defense):
-    """L = CE_r + beta · N − alpha · log(1 + (CE_h + Σ_l CE_lens,l) / (L + 1)) + retain · CE(harmless).
+    """L = CE_r + beta · N − alpha · log(1 + (CE_h + Σ_l CE_lens,l) / (L + 1)) + retain · CE_b.
 
     CE_r, CE_h: mean cross-entropy of refusals and of harmful answers to the same prompts, at the
     positions where the two differ. CE_lens,l: the same of the harmful answers when final norm and
     unembedding are applied to hidden state l (L + 1 of them for L blocks; the last gives CE_h once
     more). N: mean over blocks of the maximum mean discrepancy between the MLP's outputs on harmful
     text and Gaussian noise, both 0 outside the counted positions, each sequence flattened to one
-    vector (`mmd`). retain > 0 adds harmless pairs (ours; the paper has none).
+    vector (`mmd`). CE_b: of harmless pairs, if retain > 0 (ours; the paper has none).
 
     Not taken over from the authors' code: it norms the last hidden state twice, sets logits to 0
     where the token that predicts does not differ itself, and ignores token id 0.

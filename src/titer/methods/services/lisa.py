@@ -1,4 +1,4 @@
-"""Lisa: the service alternates between the customer's text and its own, and holds the two together."""
+"""Lisa: the service alternates between the customer's text and its own, and ties them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Lisa(Training, ServiceDefense):
 
     The budget counts the customer's steps; FLOPs and seconds count both. lr, optimizer and the like
     are those of the alignment steps, which a schedule spreads over all phases; the customer's run
-    keeps its own. rho = 0 is plain alternation
-    (bi-state optimization). The authors' code, unlike Algorithm 1, pulls each side to where it
-    stopped itself, and only after the first tenth of the steps.
+    keeps its own. rho = 0 is plain alternation (bi-state optimization). The authors' code, unlike
+    Algorithm 1, pulls each side to where it stopped itself, and only after the first tenth of the
+    steps.
     """
 
     name = "lisa"
