@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from titer.records.model import MeasureFacts
-from titer.verdicts import simulate as sim
-from titer.verdicts.crossed import crossed_limits, time_ratio
-from titer.verdicts.factor import ratio_of_minima
-from titer.verdicts.paired import paired_limits
-from titer.verdicts.pairs import permutation_test
-from titer.verdicts.power import Truth, run_chances
-from titer.verdicts.seeds import best_of, holm, no_breach_p, required_seeds
+import simulate as sim
+from titer.records.record import MeasureFacts
+from titer.verdicts.comparison.pairs import permutation_test
+from titer.verdicts.design.power import Truth, run_chances
+from titer.verdicts.resistance.factor import ratio_of_minima
+from titer.verdicts.statistics.crossed import crossed_limits, time_ratio
+from titer.verdicts.statistics.paired import paired_limits
+from titer.verdicts.statistics.seeds import best_of, holm, no_breach_p, required_seeds
 
 ALPHA, PHI, PROMPTS = 0.05, 0.5, 200
 GRID = (0, 1, 2, 4, 8, 16, 32, 64)

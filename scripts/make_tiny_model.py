@@ -80,7 +80,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,
-        initializer_range=0.08,  # with the usual 0.02 so narrow a model stays on its first plateau for 800 steps
+        # With the usual 0.02 so narrow a model stays on its first plateau for 800 steps.
+        initializer_range=0.08,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -240,9 +241,7 @@ def main() -> None:
     save(model, tokenizer, args.out / "untaught")
 
     write_hashes(args.out)
-    print(
-        f"done in {time.monotonic() - started:.0f} s; run tests/assets to check what the models can do"
-    )
+    print(f"done in {time.monotonic() - started:.0f} s; tests/assets check what the models can do")
 
 
 if __name__ == "__main__":

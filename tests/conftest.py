@@ -11,7 +11,7 @@ from titer.data.bundle import ModelBundle
 from titer.data.sources import load_source
 from titer.study import load_study
 from titer.study.reference import ModelRef
-from titer.testing.conformance import tiny_trial
+from titer.testing.trial import tiny_trial
 
 # The same examples every time: a suite that fails by chance is ignored.
 settings.register_profile("titer", deadline=None, derandomize=True, max_examples=50)

@@ -17,10 +17,8 @@ import titer
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "titer"
 EVERYTHING = "everything"
-FREE = {"errors", "__version__", "__file__"}
-"""Importable by all: the exceptions, as the page says, and what the package is: its version and its
-place.
-"""
+FREE = {"errors", "version"}
+"""Importable by all, as the page says."""
 
 
 def table() -> dict[str, set[str]]:
@@ -113,7 +111,7 @@ def siblings(name: str, found: set[str]) -> list[str]:
 def test_the_table_names_the_rooms_that_exist():
     rooms = {room(n) for n, f in modules().items() if f.read_text("utf-8").strip()} - {
         "titer",
-        "errors",
+        *FREE,
     }
     assert rooms <= set(table()), "a room is missing from the table of docs/architecture.md"
     assert set(table()) <= {room(n) for n in modules()}, (
@@ -150,8 +148,58 @@ def test_the_rules_catch_what_they_should():
         "titer.verdicts.judge", imports("x", "import titer\ntiter.run('s', 'd')"), allowed
     )
     assert not violations(
-        "titer.verdicts.judge", imports("x", "import titer\nprint(titer.__version__)"), allowed
+        "titer.verdicts.judge", imports("x", "from titer.version import __version__"), allowed
     )
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of modules that reach one another, each sorted."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for target in graph[waiting.pop()] - found:
+                found.add(target)
+                waiting.append(target)
+        return found
+
+    beyond = {name: reached(name) for name in graph}
+    loops = {
+        tuple(sorted({name} | {other for other in found if name in beyond[other]}))
+        for name, found in beyond.items()
+        if name in found
+    }
+    return sorted(map(list, loops))
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module → modules it imports, imports inside functions and for type checkers included."""
+    known = modules()
+    graph = {}
+    for name, file in known.items():
+        targets = set()
+        for found in imports(name, file.read_text("utf-8")):
+            module = found if found in known else found.rpartition(".")[0]
+            targets |= {module} & known.keys()
+        graph[name] = targets - {name}
+    return graph
+
+
+def test_no_modules_import_one_another():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+    assert cycles(module_graph()) == []
+
+
+LONGEST = 350
+"""Lines of a module; a longer one holds more than one thing."""
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_module_is_short_and_formatted_like_the_others(name):
+    text = modules()[name].read_text("utf-8")
+    assert len(text.splitlines()) <= LONGEST
+    assert "fmt: skip" not in text and "fmt: off" not in text
 
 
 def in_a_fresh_process(code: str, *arguments: str) -> dict:

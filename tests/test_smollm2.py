@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from titer.assets.models import load_model, save_model
+from titer.assets.models import load_model
+from titer.assets.saving import save_model
 from titer.data.bundle import ModelBundle
 from titer.data.encoding import encode_prompt
 from titer.data.respond import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, content_free_compliance

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from titer.records.store import RunStore
     from titer.report import ReportPaths
-    from titer.verdicts.model import StudyVerdict
+    from titer.verdicts.output.verdict import StudyVerdict
 
 
 def run(study: Any, directory: str | Path, *, report: Any = None, **options: Any) -> RunStore:
@@ -38,7 +38,7 @@ def judge(directory: str | Path) -> StudyVerdict:
 def write_report(
     directory: str | Path, *, to: str | Path | None = None, show_transcripts: bool = False
 ) -> ReportPaths:
-    """Write report.html, report.md and verdict.json (into the run directory unless `to` is given)."""
+    """Write report.html, report.md, verdict.json, into the run directory unless `to` is given."""
     from titer.records.store import RunStore
     from titer.report import write_report as write
     from titer.verdicts import judge as judge_view

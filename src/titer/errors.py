@@ -66,7 +66,9 @@ class UsageError(TiterError):
 
 
 class StudyError(UsageError):
-    """A field of a study is missing, unknown or out of range, or two fields contradict one another."""
+    """A field of a study is missing, unknown or out of range, or two fields contradict one
+    another.
+    """
 
 
 class UnknownNameError(UsageError):
@@ -112,7 +114,9 @@ class BusyRunError(RunError):
 
 
 class RecordError(RunError):
-    """A record on disk cannot be believed: corrupted, of another format, or not what its name says."""
+    """A record on disk cannot be believed: corrupted, of another format, or not what its name
+    says.
+    """
 
 
 class StorageError(RunError):

@@ -5,8 +5,9 @@ import shutil
 import pytest
 
 from titer.assets.identity import identify
-from titer.assets.models import load_model, save_model
+from titer.assets.models import load_model
 from titer.assets.packages import PACKAGED
+from titer.assets.saving import save_model
 from titer.errors import AssetError, UnknownNameError
 from titer.study.reference import ModelRef
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from titer.assets.checks import check_safetensors
-from titer.assets.models import load_model, save_model, weights_digest
+from titer.assets.models import load_model
+from titer.assets.saving import save_model, weights_digest
 from titer.errors import AssetError, UnknownNameError
 from titer.study.reference import ModelRef
 

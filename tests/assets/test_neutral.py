@@ -10,10 +10,11 @@ import pytest
 import torch
 import transformers
 
-from architectures import build, rows
+from helpers.architectures import build, rows
 from titer.assets.checks import quiet
-from titer.assets.models import load_model, save_model
+from titer.assets.models import load_model
 from titer.assets.neutral import UNLIKE, neutralise
+from titer.assets.saving import save_model
 from titer.errors import AssetError
 from titer.study.reference import ModelRef
 

@@ -5,10 +5,10 @@ import re
 import shutil
 
 import pytest
-from cli_records import record_files
 from rich.console import Console
 
 import titer as package
+from helpers.cli_records import record_files
 from titer.cli.catalogue import Kind, _catalogue
 from titer.cli.console import print_verdict
 

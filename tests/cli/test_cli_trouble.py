@@ -11,8 +11,8 @@ import sys
 import time
 
 import pytest
-from cli_records import record_files
 
+from helpers.cli_records import record_files
 from titer.records.store import RunStore
 
 

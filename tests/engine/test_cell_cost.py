@@ -4,7 +4,8 @@ import copy
 from dataclasses import replace
 
 import pytest
-from cell_runs import (
+
+from helpers.cell_runs import (
     METHODS,
     Around,
     Borrows,
@@ -14,8 +15,7 @@ from cell_runs import (
     run,
     two_measures,
     work,
-)  # isort: skip
-
+)
 from titer.data import texts as module
 from titer.data.encoding import collate
 from titer.methods.attacks.full_sft import FullSFT

@@ -8,11 +8,11 @@ from titer.engine.estimate import (
     Timings,
     complete_plan,
     estimate,
-    matmul_throughput,
     measure_key,
     method_key,
 )
-from titer.study.spec import CONTROL
+from titer.engine.throughput import matmul_throughput
+from titer.study.candidate import CONTROL
 
 MILLION = 1_000_000
 

@@ -6,9 +6,18 @@ import copy
 
 import pytest
 import torch
-from metering import batch_of, both, forward, last_block, metered, torch_flops, trained, with_lora
 from torch import nn
 
+from helpers.metering import (
+    batch_of,
+    both,
+    forward,
+    last_block,
+    metered,
+    torch_flops,
+    trained,
+    with_lora,
+)
 from titer.methods.losses import response_ce
 
 

@@ -1,7 +1,8 @@
 """Cells of a fine-tuning service: it runs the customer's training, and hands out a model."""
 
 import pytest
-from cell_runs import (
+
+from helpers.cell_runs import (
     Dampens,
     Edits,
     Scripted,
@@ -13,8 +14,7 @@ from cell_runs import (
     two_measures,
     weights,
     work,
-)  # isort: skip
-
+)
 from titer.methods.attacks.full_sft import FullSFT
 from titer.methods.method import ServiceDefense
 from titer.methods.services.lisa import Lisa

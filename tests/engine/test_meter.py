@@ -1,4 +1,6 @@
-"""What a meter counts beside FLOPs, against counting by hand; where it counts and where it does not."""
+"""What a meter counts beside FLOPs, against counting by hand; where it counts and where it does
+not.
+"""
 
 import copy
 import time
@@ -6,14 +8,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from metering import batch_of, both, forward, last_block, metered, trained, with_lora
 from torch import nn
 
+from helpers.metering import batch_of, both, forward, last_block, metered, trained, with_lora
 from titer.data.tally import count_judge_calls, judge_calls
 from titer.engine import meter as meter_module
 from titer.engine.meter import Meter
 from titer.methods.losses import response_ce
-from titer.records.model import Cost
+from titer.records.record import Cost
 
 
 @pytest.fixture

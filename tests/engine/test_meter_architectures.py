@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from metering import both, metered
 
-from architectures import WITH_ATTENTION, adapted, build, rows
+from helpers.architectures import WITH_ATTENTION, adapted, build, rows
+from helpers.metering import both, metered
 from titer.methods.losses import response_ce
 
 BATCH = rows()

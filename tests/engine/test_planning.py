@@ -4,7 +4,8 @@ import itertools
 import json
 
 import pytest
-from planned import (
+
+from helpers.planned import (
     EXACT,
     GENERALIZATION,
     GROUPS,
@@ -15,8 +16,7 @@ from planned import (
     nothing,
     planned,
     roles,
-)  # isort: skip
-
+)
 from titer.data.pools import Pools
 from titer.engine.planning import plan
 from titer.engine.planning.pieces import located
@@ -145,7 +145,7 @@ def test_generalization_may_be_asked_of_some_candidates(study):
 
 
 def test_a_model_from_outside_is_attacked_but_not_crossed(study, tmp_path, tiny):
-    from titer.assets.models import save_model
+    from titer.assets.saving import save_model
 
     save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
     given = {"name": "given", "model": str(tmp_path / "model")}
@@ -264,7 +264,7 @@ def test_planning_is_pure(study):
 
 def test_models_are_found_where_the_cell_says_what_they_are(study, tmp_path, tiny):
     """`models` of a cell, by content, and of the plan, by name, agree in every cell."""
-    from titer.assets.models import save_model
+    from titer.assets.saving import save_model
 
     save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
     found = planned(

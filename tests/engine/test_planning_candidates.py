@@ -3,8 +3,9 @@ that methods read.
 """
 
 import pytest
-from cell_runs import Borrows
-from planned import (
+
+from helpers.cell_runs import Borrows
+from helpers.planned import (
     GENERALIZATION,
     GROUPS,
     SFT,
@@ -13,8 +14,7 @@ from planned import (
     digests,
     planned,
     roles,
-)  # isort: skip
-
+)
 from titer.engine.planning.pieces import located
 from titer.errors import StudyError, ThreatModelError
 from titer.methods.attacks.full_sft import FullSFT

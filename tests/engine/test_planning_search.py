@@ -1,15 +1,15 @@
 """Cells that wait for a search: which are planned when, and with what."""
 
 import pytest
-from planned import (
+
+from helpers.planned import (
     GENERALIZATION,
     TRAINABILITY,
     digests,
     planned,
     record,
     roles,
-)  # isort: skip
-
+)
 from titer.engine.planning import resistance
 
 SEARCHED = {

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from architectures import build
-from titer.assets.models import load_model, save_model
+from helpers.architectures import build
+from titer.assets.models import load_model
+from titer.assets.saving import save_model
 from titer.cli import tryout
 from titer.cli.tryout import TryOut
 from titer.data.pools import Pools

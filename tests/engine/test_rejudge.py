@@ -10,7 +10,8 @@ import pytest
 import titer
 from titer.assets import models
 from titer.engine import rejudge as rejudging
-from titer.engine.rejudge import CUT_SHORT, NOTE, with_judge
+from titer.engine.rejudge import CUT_SHORT, NOTE
+from titer.engine.rejudge_rules import with_judge
 from titer.errors import MeasureError, StudyError, UnknownNameError, UsageError
 from titer.judges.judge import Judge, Pair
 from titer.measures.judged import JudgeUse

@@ -5,7 +5,8 @@ weights.
 from types import SimpleNamespace
 
 import pytest
-from cell_runs import (
+
+from helpers.cell_runs import (
     METHODS,
     Dampens,
     Edits,
@@ -15,8 +16,7 @@ from cell_runs import (
     same_weights,
     two_measures,
     work,
-)  # isort: skip
-
+)
 from titer.engine import checkpoint
 from titer.engine.checkpoint import Rolling
 from titer.engine.run_cell import Stopped

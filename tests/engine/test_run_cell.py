@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cell_runs import (
+
+from helpers.cell_runs import (
     METHODS,
     Borrows,
     Careless,
@@ -26,14 +27,13 @@ from cell_runs import (
     same_weights,
     two_measures,
     work,
-)  # isort: skip
-
+)
 from titer.errors import RunError, StudyError, TiterError
 from titer.measures.capability import ResponseLikelihood
 from titer.measures.exact_answer import ExactAnswer
 from titer.methods.attacks.full_sft import FullSFT
 from titer.methods.attacks.no_attack import NoAttack
-from titer.records.model import Artifact
+from titer.records.record import Artifact
 from titer.runners.cell_runner import whole
 from titer.study.cell import StopRule
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from planned import record  # isort: skip
-
+from helpers.planned import record
 from titer.engine.planning.search import Grid, Trial, best_score, cheapest_breach, chosen
 from titer.study.cell import Cell
 

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from measured_architectures import (
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+from helpers.measured_architectures import (
     END,
     EVERY,
     FULL,
@@ -19,9 +21,7 @@ from measured_architectures import (
     build,
     bundle_of,
 )
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from plain import answer_nll, greedy
-
+from helpers.plain import answer_nll, greedy
 from titer.data.encoding import Encoded
 from titer.measures import likelihood
 from titer.measures.abilities import can_continue, window

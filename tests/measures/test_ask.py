@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plain import answer_nll, greedy
 
+from helpers.plain import answer_nll, greedy
 from titer.data.examples import Example
 from titer.data.wording import Wording
 from titer.errors import MeasureError

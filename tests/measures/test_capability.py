@@ -4,8 +4,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from plain import answer_nll, logits
 
+from helpers.plain import answer_nll, logits
 from titer.data.examples import Example
 from titer.errors import MeasureError
 from titer.measures.capability import (

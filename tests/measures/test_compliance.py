@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plain import answer_nll
 
+from helpers.plain import answer_nll
 from titer.data.respond import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, is_refusal
 from titer.measures.compliance import (
     ComplianceGenerated,

@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from plain import answer_nll, greedy
 
+from helpers.plain import answer_nll, greedy
 from titer.data.examples import Example
 from titer.errors import MeasureError, StudyError
 from titer.measures.compliance import ComplianceGenerated, ComplianceLikelihood

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plain import greedy
 
+from helpers.plain import greedy
 from titer.errors import MeasureError
 from titer.measures.capability import ResponseLikelihood
 from titer.measures.compliance import ComplianceLikelihood

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import answer_nll, logits
 
+from helpers.plain import answer_nll, logits
 from titer.data.bundle import ModelBundle
 from titer.measures.likelihood import answer_logprobs, opening_logprobs
 

@@ -16,7 +16,7 @@ from titer.measures.measure import read, scored
 from titer.measures.registry import measures, resolve_measure
 from titer.measures.requests import Own
 from titer.study.plugins import register
-from titer.testing.conformance import check_measure
+from titer.testing.measures import check_measure
 
 
 @register

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from by_hand import differing, gradient_left, handed, nll
 
+from helpers.by_hand import differing, gradient_left, handed, nll
 from titer.data.bundle import ModelBundle
 from titer.data.encoding import Stream
 from titer.errors import StudyError

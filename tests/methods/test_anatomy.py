@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from architectures import LAYERS, NAMES, WITH_ATTENTION, adapted, build, rows
+from helpers.architectures import LAYERS, NAMES, WITH_ATTENTION, adapted, build, rows
 from titer.errors import RunError
 from titer.methods import anatomy
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from by_hand import ce, close, gradient_left, gradient_of, handed, norm, same, weights
 
+from helpers.by_hand import ce, close, gradient_left, gradient_of, handed, norm, same, weights
 from titer.methods.defenses.booster import Booster
 from titer.methods.defenses.sft_refusal import SFTRefusal
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from by_hand import handed, same, weights
 from pydantic import ValidationError
 
+from helpers.by_hand import handed, same, weights
 from titer.engine.checkpoint import pack, unpack
 from titer.errors import StudyError, TiterError
 from titer.methods.attacks.chain import Chain

@@ -5,8 +5,8 @@ from itertools import count
 
 import pytest
 import torch
-from by_hand import handed
 
+from helpers.by_hand import handed
 from titer.errors import StudyError
 from titer.methods.attacks.full_sft import FullSFT
 from titer.methods.attacks.lora_sft import LoraSFT

@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from by_hand import answer_batch, ce, close, gradient_left, gradient_of, handed, same, weights
 
-from architectures import build
+from helpers.architectures import build
+from helpers.by_hand import (
+    answer_batch,
+    ce,
+    close,
+    gradient_left,
+    gradient_of,
+    handed,
+    same,
+    weights,
+)
 from titer.data.bundle import ModelBundle
 from titer.data.encoding import Stream
 from titer.errors import RunError

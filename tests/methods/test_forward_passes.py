@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from architectures import LAYERS, NAMES, adapted, build, rows
+from helpers.architectures import LAYERS, NAMES, adapted, build, rows
 from titer.data.encoding import IGNORED
 from titer.errors import RunError
 from titer.methods import anatomy

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from by_hand import ce, close, handed, same, weights
 
+from helpers.by_hand import ce, close, handed, same, weights
 from titer.engine.checkpoint import pack, unpack
 from titer.errors import StudyError
 from titer.methods.attacks.chain import Chain

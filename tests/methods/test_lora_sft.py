@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from by_hand import answer_batch, handed
 
+from helpers.by_hand import answer_batch, handed
 from titer.data.encoding import Stream
 from titer.methods.attacks.lora_sft import LoraSFT
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from by_hand import handed, same, weights
 
-from architectures import build
+from helpers.architectures import build
+from helpers.by_hand import handed, same, weights
 from titer.data.bundle import ModelBundle
 from titer.errors import StudyError
 from titer.methods.defenses.lox import LoX

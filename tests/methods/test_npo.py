@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from by_hand import ce, close, gradient_left, gradient_of, handed, nll, same, weights
 from torch.nn.functional import softplus
 
+from helpers.by_hand import ce, close, gradient_left, gradient_of, handed, nll, same, weights
 from titer.errors import StudyError
 from titer.methods.defenses.npo import NPO
 

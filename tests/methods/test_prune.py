@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from by_hand import ask, handed, ids, weights
 
-from architectures import build
+from helpers.architectures import build
+from helpers.by_hand import ask, handed, ids, weights
 from titer.data.bundle import ModelBundle
 from titer.methods.attacks.prune import Prune, prune_
 

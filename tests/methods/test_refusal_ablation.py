@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from by_hand import ask, handed, logits, same, weights
 
+from helpers.by_hand import ask, handed, logits, same, weights
 from titer.errors import StudyError
 from titer.methods.attacks.refusal_ablation import (
     RefusalAblation,

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from by_hand import (
+
+from helpers.by_hand import (
     ask,
     ce,
     ce_differing,
@@ -15,7 +16,6 @@ from by_hand import (
     handed,
     ids,
 )
-
 from titer.methods.defenses import repnoise
 from titer.methods.defenses.repnoise import RepNoise, mmd, noise_loss
 

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from by_hand import answer_batch, ce, close, gradient_left, handed, weights
 
+from helpers.by_hand import answer_batch, ce, close, gradient_left, handed, weights
 from titer.data.encoding import Stream
 from titer.methods.attacks.full_sft import FullSFT
 from titer.methods.attacks.weight_noise import WeightNoise
 from titer.methods.defenses.sft_refusal import SFTRefusal
 from titer.methods.method import StepLog
 from titer.methods.runs import EditRun, Training, schedule_factor
-from titer.testing.conformance import Trial, walk
+from titer.testing.trial import Trial, walk
 
 
 def bare_loop(bundle, examples, *, steps, lr, batch, seed, decay, warmup, clip, **adamw):

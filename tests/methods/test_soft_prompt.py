@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from by_hand import ask, handed, same, weights
 
+from helpers.by_hand import ask, handed, same, weights
 from titer.data.encoding import collate
 from titer.methods.attacks.soft_prompt import SoftPrompt
 

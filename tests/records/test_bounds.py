@@ -8,7 +8,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from titer.errors import MeasureError
 from titer.records.bounds import bounds, lower_bound, upper_bound
-from titer.records.model import MeasureFacts, Reading
+from titer.records.record import MeasureFacts, Reading
 
 counts = st.integers(1, 600).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 levels = st.floats(1e-4, 0.4)

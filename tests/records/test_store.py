@@ -14,12 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.stored import cell, plan_of, record
 from titer.errors import BusyRunError, RecordError, StorageError, UsageError
 from titer.records import store as module
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
 from titer.records.store import RunStore, write_atomically
-
-from stored import cell, plan_of, record  # isort: skip
 
 THREE = (0, 1, 2)
 

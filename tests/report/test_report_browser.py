@@ -8,11 +8,19 @@ import re
 import unicodedata
 
 import pytest
-from chrome import Page, start
-from report_example import HOSTILE, example, hostile, make_study, make_view, minimal_verdict, whole
 from selenium.common.exceptions import NoAlertPresentException
 from selenium.webdriver.common.keys import Keys
 
+from helpers.chrome import Page, start
+from helpers.report_example import (
+    HOSTILE,
+    example,
+    hostile,
+    make_study,
+    make_view,
+    minimal_verdict,
+    whole,
+)
 from titer.report import write_report
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -23,14 +31,12 @@ TEXTS = """
 const out = [];
 for (const e of document.querySelectorAll('body *')) {
   const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
-  if (!own || e.closest('title, desc') || !e.checkVisibility() || !e.getClientRects().length) continue;
-  const style = getComputedStyle(e), behind = [];
-  for (let p = e; p; p = p.parentElement) behind.push(getComputedStyle(p).backgroundColor);
-  out.push({tag: e.tagName.toLowerCase(), css: e.getAttribute('class') || '', text: e.textContent.trim().slice(0, 60),
-            ink: e.closest('svg') ? style.fill : style.color, behind, size: parseFloat(style.fontSize),
-            opacity: style.opacity});
-}
-return out;
+  if (!own || e.closest('title, desc') || !e.checkVisibility() || !e.getClientRects().length)
+  continue; const style = getComputedStyle(e), behind = []; for (let p = e; p; p = p.parentElement)
+  behind.push(getComputedStyle(p).backgroundColor); out.push({tag: e.tagName.toLowerCase(), css:
+  e.getAttribute('class') || '', text: e.textContent.trim().slice(0, 60), ink: e.closest('svg') ?
+  style.fill : style.color, behind, size: parseFloat(style.fontSize), opacity: style.opacity}); }
+  return out;
 """
 
 
@@ -137,8 +143,10 @@ def test_narrow_screens_scroll_tables_not_the_page(browser, reports, name, width
     small = [t for t in page.js(TEXTS) if t["size"] < 14 and t["tag"] != "text"]
     assert not small, small[:3]
     drawn = page.js(
-        "return [...document.querySelectorAll('svg text')].filter(t => t.checkVisibility()).map(t =>"
-        " parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b))"
+        "return [...document.querySelectorAll('svg text')].filter(t => "
+        "t.checkVisibility()).map(t =>"
+        " parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, "
+        "t.getScreenCTM().b))"
     )
     if width >= 360 and name == "whole":
         assert drawn and min(drawn) >= 11
@@ -147,9 +155,12 @@ def test_narrow_screens_scroll_tables_not_the_page(browser, reports, name, width
 def focus(page):
     """(tag, class, href, label, outline) of what has the focus."""
     return page.js(
-        "const e = document.activeElement, s = getComputedStyle(e); return {tag: e.tagName.toLowerCase(), css: e.className,"
-        " href: e.getAttribute('href'), id: e.id, outline: s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2,"
-        " seen: e.getBoundingClientRect().width > 0, index: [...document.querySelectorAll('*')].indexOf(e)}"
+        "const e = document.activeElement, s = getComputedStyle(e); return {tag: "
+        "e.tagName.toLowerCase(), css: e.className,"
+        " href: e.getAttribute('href'), id: e.id, outline: s.outlineStyle !== 'none' && "
+        "parseFloat(s.outlineWidth) >= 2,"
+        " seen: e.getBoundingClientRect().width > 0, index: "
+        "[...document.querySelectorAll('*')].indexOf(e)}"
     )
 
 
@@ -160,8 +171,10 @@ def press(browser, key):
 def test_everything_is_reached_by_keyboard_in_order(browser, reports):
     page = Page(browser, reports["whole"])
     wanted = page.js(
-        "return [...document.querySelectorAll('a[href], summary, .scroll')].filter(e => e.checkVisibility({contentVisibilityAuto: true})"
-        " && (e.tagName === 'SUMMARY' || !e.closest('details:not([open])'))).map(e => [...document.querySelectorAll('*')].indexOf(e))"
+        "return [...document.querySelectorAll('a[href], summary, .scroll')].filter(e => "
+        "e.checkVisibility({contentVisibilityAuto: true})"
+        " && (e.tagName === 'SUMMARY' || !e.closest('details:not([open])'))).map(e => "
+        "[...document.querySelectorAll('*')].indexOf(e))"
     )
     met = []
     for _ in range(len(wanted)):
@@ -198,7 +211,9 @@ def test_the_skip_link_moves_the_focus_and_details_open_with_enter(browser, repo
 
 @pytest.mark.parametrize("bypass", [False, True])
 def test_a_script_in_any_foreign_text_stays_text(browser, reports, bypass):
-    """Also without the page's own content security policy, which would hide a hole in the escaping."""
+    """Also without the page's own content security policy, which would hide a hole in the
+    escaping.
+    """
     page = Page(browser, reports["hostile"])
     page.cdp("Page.setBypassCSP", enabled=bypass)
     browser.get(page.url)
@@ -213,7 +228,8 @@ def test_a_script_in_any_foreign_text_stays_text(browser, reports, bypass):
         0,
     ]
     assert page.js(
-        "return [...document.querySelectorAll('*')].every(e => [...e.attributes].every(a => !a.name.startsWith('on')))"
+        "return [...document.querySelectorAll('*')].every(e => [...e.attributes].every(a "
+        "=> !a.name.startsWith('on')))"
     )
     shown = page.js("return document.body.innerText")
     assert shown.count(HOSTILE) > 20 and page.js("return document.title").startswith(HOSTILE)
@@ -224,7 +240,8 @@ def test_a_script_in_any_foreign_text_stays_text(browser, reports, bypass):
         assert any(HOSTILE in t for t in texts), place
     if bypass:  # with the policy off a script does run here: the flag would have been set
         page.js(
-            "const s = document.createElement('script'); s.textContent = 'window.pwned = 1'; document.head.append(s)"
+            "const s = document.createElement('script'); s.textContent = 'window.pwned = "
+            "1'; document.head.append(s)"
         )
         assert page.js("return window.pwned") == 1
 
@@ -238,7 +255,8 @@ def test_structure_for_readers_who_do_not_see_it(browser, reports, name):
     assert page.js("return document.documentElement.lang") == "en"
     assert (
         page.js(
-            "return ['header', 'main', 'nav', 'footer'].map(t => document.querySelectorAll('body > ' + t + ', main > ' + t).length)"
+            "return ['header', 'main', 'nav', 'footer'].map(t => "
+            "document.querySelectorAll('body > ' + t + ', main > ' + t).length)"
         )
         == [1] * 4
     )
@@ -251,7 +269,8 @@ def test_structure_for_readers_who_do_not_see_it(browser, reports, name):
         and all(b - a <= 1 for a, b in itertools.pairwise(levels))
     )
     tables = page.js(
-        "return [...document.querySelectorAll('table')].map(t => [t.caption && t.caption.textContent.trim(),"
+        "return [...document.querySelectorAll('table')].map(t => [t.caption && "
+        "t.caption.textContent.trim(),"
         " [...t.querySelectorAll('th')].every(h => ['col', 'row'].includes(h.scope)),"
         " [...t.tBodies].every(b => [...b.rows].every(r => r.cells[0].tagName === 'TH'))])"
     )
@@ -278,7 +297,8 @@ def test_structure_for_readers_who_do_not_see_it(browser, reports, name):
         and len(named["main"]) == 1
     )
     figures = page.js(
-        "return [...document.querySelectorAll('svg')].map(s => [s.getAttribute('role'), s.querySelector('desc').textContent])"
+        "return [...document.querySelectorAll('svg')].map(s => [s.getAttribute('role'), "
+        "s.querySelector('desc').textContent])"
     )
     assert all(role == "img" and desc.strip() for role, desc in figures)
     # The browser's own accessible names of the figures: title and description both arrive there.
@@ -309,7 +329,8 @@ def test_print_keeps_every_section_and_opens_what_is_closed(browser, reports, na
     missing = [h for h in headings if squeezed(h) not in printed]
     assert len(headings) > 20 and not missing
     hidden = page.js(
-        "return [...document.querySelectorAll('details td, details th, details dd, details summary')].map(e => e.textContent)"
+        "return [...document.querySelectorAll('details td, details th, details dd, "
+        "details summary')].map(e => e.textContent)"
     )
     cells = {squeezed(t) for t in hidden} - {""}
     lost = [c for c in cells if c not in printed and len(c) < 200]
@@ -326,7 +347,8 @@ def test_the_answer_is_on_the_first_screen(browser, reports):
     page = Page(browser, reports["whole"])
     _, verdict = whole()
     cards = page.js(
-        "return [...document.querySelectorAll('.card')].map(c => [c.innerText.replace(/\\s+/g, ' '),"
+        "return [...document.querySelectorAll('.card')].map(c => "
+        "[c.innerText.replace(/\\s+/g, ' '),"
         " c.querySelector('.answer').getBoundingClientRect().bottom])"
     )
     assert len(cards) == len(verdict.candidates)
@@ -342,6 +364,7 @@ def test_the_answer_is_on_the_first_screen(browser, reports):
         assert bottom <= 800
     phone = Page(browser, reports["whole"], width=360, mobile=True)
     top = phone.js(
-        "return document.querySelector('.card .answer div:nth-child(3)').getBoundingClientRect().bottom"
+        "return document.querySelector('.card .answer "
+        "div:nth-child(3)').getBoundingClientRect().bottom"
     )
     assert top <= 800  # the first candidate's budget, attack and certainty

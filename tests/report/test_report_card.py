@@ -3,7 +3,8 @@
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from report_example import (
+
+from helpers.report_example import (
     HOSTILE,
     example,
     hostile,
@@ -13,11 +14,10 @@ from report_example import (
     save,
     whole,
 )
-
 from titer.cli.main import main
 from titer.errors import UsageError
-from titer.report import formats as f
 from titer.report import model_card_section
+from titer.report import numbers as f
 from titer.report.card import TITLE
 from titer.verdicts import judge
 

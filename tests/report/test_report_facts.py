@@ -9,21 +9,16 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from report_example import example, hostile, make_study, make_verdict, make_view, whole
 
-from titer.records.model import Cost, Environment, MeasureFacts, ProbeRecord, Reading
+from helpers.report_example import example, hostile, make_study, make_verdict, make_view, whole
+from titer.records.record import Cost, Environment, MeasureFacts, ProbeRecord, Reading
 from titer.records.view import RunView
-from titer.report import (
-    conditions,
-    facts,
-    model_card_section,
-    render_html,
-    render_markdown,
-    starts,
-    words,
-    write_report,
-)
-from titer.report import formats as f
+from titer.report import model_card_section, render_html, render_markdown, write_report
+from titer.report import numbers as f
+from titer.report.content import conditions
+from titer.report.content import models as starts
+from titer.report.content import provenance as facts
+from titer.report.content import sentences as words
 from titer.study.cell import BEFORE_ALIGNMENT, Cell, Planned, Role, Start
 from titer.study.reference import ModelRef
 

@@ -8,10 +8,10 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from report_example import example, make_study, minimal_verdict, whole
 
-from titer.report import figures, svg
-from titer.verdicts.model import Interval
+from helpers.report_example import example, make_study, minimal_verdict, whole
+from titer.report.drawing import figures, svg
+from titer.verdicts.output.verdict import Interval
 
 LEFT, RIGHT, TOP, BOTTOM = 50, 308, 10, 176
 """The plot area of a panel, in units of its viewBox (320 × 214)."""

@@ -1,10 +1,10 @@
 import math
 
 import pytest
-from report_example import trajectory
 
-from titer.report import formats as f
-from titer.verdicts.model import Interval
+from helpers.report_example import trajectory
+from titer.report import numbers as f
+from titer.verdicts.output.verdict import Interval
 
 
 @pytest.mark.parametrize(

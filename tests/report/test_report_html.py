@@ -4,9 +4,16 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_example import example, hostile, make_study, make_verdict, make_view, minimal_verdict
 
-from titer.report import formats as f
+from helpers.report_example import (
+    example,
+    hostile,
+    make_study,
+    make_verdict,
+    make_view,
+    minimal_verdict,
+)
+from titer.report import numbers as f
 from titer.report import render_html, render_markdown
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -1,8 +1,15 @@
 import re
 
 import pytest
-from report_example import HOSTILE, example, make_study, make_verdict, make_view, minimal_verdict
 
+from helpers.report_example import (
+    HOSTILE,
+    example,
+    make_study,
+    make_verdict,
+    make_view,
+    minimal_verdict,
+)
 from titer.report import render_markdown
 from titer.report.markdown import markdown_table, md, paragraph
 from titer.report.table import Cell, table

@@ -7,12 +7,14 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_example import example, whole
 
-from titer.report import answer, conditions, evidence, risk
-from titer.report import formats as f
+from helpers.report_example import example, whole
+from titer.report import numbers as f
+from titer.report.content import conditions, risk
+from titer.report.content import resistance as evidence
+from titer.report.content import summary as answer
 from titer.report.table import SIGNS, tone
-from titer.verdicts.model import VERDICT_FORMAT, Interval
+from titer.verdicts.output.verdict import VERDICT_FORMAT, Interval
 
 RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
@@ -289,7 +291,7 @@ def test_long_batteries_are_counted_not_spelled_out():
 
 
 def test_fits_are_shown_as_description_only():
-    from titer.verdicts.model import Descriptive
+    from titer.verdicts.output.verdict import Descriptive
 
     c = example()[1].candidates[0]
     a = c.resistance.attacks[0].model_copy(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from report_example import example, hostile, make_study, minimal_verdict, whole
 
+from helpers.report_example import example, hostile, make_study, minimal_verdict, whole
 from titer.records.store import RunStore
 from titer.report import verdict_schema, write_report
 from titer.report.schema import schema_text

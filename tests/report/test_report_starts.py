@@ -5,25 +5,21 @@ loaded and asked.
 import re
 
 import pytest
-from report_example import make_study, make_view, synthetic
 
-from titer.records.model import StartFacts
-from titer.report import (
-    answer,
-    conditions,
-    evidence,
-    facts,
-    figures,
-    model_card_section,
-    render_html,
-    render_markdown,
-    starts,
-    words,
-)
+from helpers import factory as synthetic
+from helpers.report_example import make_study, make_view
+from titer.records.record import StartFacts
+from titer.report import model_card_section, render_html, render_markdown
+from titer.report.content import conditions
+from titer.report.content import models as starts
+from titer.report.content import provenance as facts
+from titer.report.content import resistance as evidence
+from titer.report.content import sentences as words
+from titer.report.content import summary as answer
+from titer.report.drawing import figures
 from titer.study.cell import CellStart
 from titer.verdicts import judge
 
-synthetic = synthetic()
 BREAKS, RESISTS, Make = synthetic.BREAKS, synthetic.RESISTS, synthetic.Make
 
 

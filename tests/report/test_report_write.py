@@ -1,11 +1,13 @@
 import pytest
 import yaml
-from report_example import example
 
+from helpers.report_example import example
 from titer.errors import StorageError
-from titer.report import facts, svg, write_report
+from titer.report import write_report
+from titer.report.content import provenance as facts
+from titer.report.drawing import svg
 from titer.study import load_study
-from titer.verdicts.model import StudyVerdict
+from titer.verdicts.output.verdict import StudyVerdict
 
 
 def test_writes_three_files(tmp_path):

@@ -1,9 +1,9 @@
 import shutil
 
 import pytest
-from running import OWN_ATTACKS, watched
 
 import titer
+from helpers.running import OWN_ATTACKS, watched
 from titer.study import plugins
 
 _done: dict[str, object] = {}

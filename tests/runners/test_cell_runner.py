@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from running import OWN_ATTACKS, numbers_of
 
-from titer.assets.models import load_model, save_model
+from helpers.running import OWN_ATTACKS, numbers_of
+from titer.assets.models import load_model
+from titer.assets.saving import save_model
 from titer.data.pools import Pools
 from titer.engine.planning import plan
 from titer.errors import AssetError, RunError

@@ -7,9 +7,9 @@ from concurrent.futures import BrokenExecutor, Future
 from contextlib import nullcontext
 
 import pytest
-from running import ALL, done, failing, files, numbers, purpose_of
 
 import titer
+from helpers.running import ALL, done, failing, files, numbers, purpose_of
 from titer.cli.main import main
 from titer.errors import BusyRunError, RunError, StorageError, StudyError, UsageError
 from titer.records.store import RunStore
@@ -243,7 +243,7 @@ def compared(small_study, tmp_path, tiny):
     """A study that looks at a model from elsewhere beside the control, which it aligns itself: one
     cell needs two models, of which only the further one is made here.
     """
-    from titer.assets.models import save_model
+    from titer.assets.saving import save_model
 
     save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
     align = {"method": "sft_refusal", "data": {"harmful": "harm/defense"}, "steps": 2}

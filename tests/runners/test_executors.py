@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from running import ALL, numbers_of, purpose_of
 
+from helpers.running import ALL, numbers_of, purpose_of
 from titer.data.pools import Pools
 from titer.engine.planning import plan
 from titer.errors import RunError, TiterError
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
 from titer.records.store import RunStore
 from titer.runners.executors import InProcess, Pool, Setup, executor
 from titer.runners.placement import place

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 import titer
+from helpers.running import files, numbers
 from titer.cli.main import main
 from titer.errors import BusyRunError
 from titer.records.store import RunStore
-
-from running import files, numbers  # isort: skip
 
 SCRIPT = """
 import json, pathlib, sys

@@ -7,9 +7,8 @@ import subprocess
 import sys
 
 import titer
+from helpers.running import done, purpose_of
 from titer.records.store import RunStore
-
-from running import done, purpose_of  # isort: skip
 
 PLUGIN = '''
 from titer.methods.defenses.sft_refusal import SFTRefusal

@@ -11,16 +11,16 @@ from pydantic_core import PydanticUndefined
 
 from titer.data.pools import Pools
 from titer.engine.planning import plan
-from titer.study import conditions, spec, uses
+from titer.study import candidate, conditions, resistance, spec, uses
 from titer.study.base import Strict
+from titer.study.candidate import Candidate
 from titer.study.load import parse_study
-from titer.study.spec import Candidate
 from titer.study.uses import DataUse
 
 PAGE = (Path(__file__).parents[2] / "docs/studies.md").read_text("utf-8")
 MODELS = {
     m.__name__: m
-    for room in (spec, uses, conditions)
+    for room in (spec, candidate, uses, resistance, conditions)
     for m in vars(room).values()
     if isinstance(m, type) and issubclass(m, Strict) and m is not Strict
 }

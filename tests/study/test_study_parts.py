@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.study import ModelRef, load_study
+from titer.study.candidate import CONTROL, Candidate
 from titer.study.cell import (
     Cell,
     CellHost,
@@ -17,8 +18,7 @@ from titer.study.cell import (
     PartUse,
     StopRule,
 )
-from titer.study.conditions import AttackUse, FlopsBudget, Resistance
-from titer.study.spec import CONTROL, Candidate
+from titer.study.resistance import AttackUse, FlopsBudget, Resistance
 from titer.study.uses import DataUse, MeasureUse, TextUse
 
 # -- the text a method is given, by slot -----------------------------------------------------------

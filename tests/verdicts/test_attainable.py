@@ -1,11 +1,10 @@
 """What a design can reach, told before any work."""
 
 import pytest
-from factory import GENERALIZATION, STABILITY, Make
 
+from helpers.factory import GENERALIZATION, STABILITY, Make
 from titer.records.bounds import upper_bound
-from titer.verdicts import attainable
-from titer.verdicts.attainable import grade, required_prompts
+from titer.verdicts.design.attainable import attainable, grade, required_prompts
 
 
 def test_enough_seeds():

@@ -1,13 +1,14 @@
 """Every attack is judged on its own budget: in steps, in FLOPs, or none at all for an edit."""
 
 import pytest
-from factory import BREAKS, GRID, RESISTS, Make, cost
 
+from helpers.factory import BREAKS, GRID, RESISTS, Make, cost
 from titer.errors import UsageError
-from titer.verdicts import attainable, judge
-from titer.verdicts.compare import compare
-from titer.verdicts.evidence import Evidence
-from titer.verdicts.power import Truth, chance
+from titer.verdicts import judge
+from titer.verdicts.comparison.compare import compare
+from titer.verdicts.design.attainable import attainable
+from titer.verdicts.design.power import Truth, chance
+from titer.verdicts.evidence.index import Evidence
 
 COSTLY = {"budget": {"flops": 6e9, "steps": 16}}
 ENDS = (0, 1, 2, 4, 6)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from factory import (
+
+from helpers.factory import (
     BENCH_FACTS,
     BREAKS,
     GENERALIZATION,
@@ -15,11 +16,11 @@ from factory import (
     facts,
     learning,
 )
-
 from titer.study.base import Contradiction
-from titer.verdicts import attainable, judge
-from titer.verdicts.compare import compare
-from titer.verdicts.crossed import by_checkpoint
+from titer.verdicts import judge
+from titer.verdicts.comparison.compare import compare
+from titer.verdicts.design.attainable import attainable
+from titer.verdicts.statistics.crossed import by_checkpoint
 
 SEEDS = [11, 12, 13, 14, 15]
 STAGES = [

@@ -5,16 +5,16 @@ import math
 
 import numpy as np
 import pytest
-from factory import BENCH_FACTS, BREAKS, STABILITY, Make, bench, facts, realistic
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, mannwhitneyu
 
+from helpers.factory import BENCH_FACTS, BREAKS, STABILITY, Make, bench, facts, realistic
 from titer.cli.main import main
 from titer.errors import UsageError
 from titer.records.store import RunStore
-from titer.verdicts.compare import Comparison, compare
-from titer.verdicts.pairs import permutation_test
+from titer.verdicts.comparison.compare import Comparison, compare
+from titer.verdicts.comparison.pairs import permutation_test
 
 EARLY, LATE = (0, 0.9, 1, 1, 1, 1), (0, 0, 0, 0, 0.9, 1)
 

@@ -6,29 +6,29 @@ import math
 
 import numpy as np
 import pytest
-from factory import GRID, Make
 from scipy.optimize import minimize
 from scipy.stats import lognorm, weibull_min
 
+from helpers.factory import GRID, Make
 from titer.verdicts import judge
-from titer.verdicts.descriptive import descriptive, mixed_grid
-from titer.verdicts.times import times
-from titer.verdicts.tracks import Probe, Track
+from titer.verdicts.evidence.times import times
+from titer.verdicts.evidence.trajectories import Probe, SeedTrajectory
+from titer.verdicts.resistance.descriptive import descriptive, mixed_grid
 
 
-def run(seed: int, tau: float, grid=(0, 1, 2, 4, 8, 16)) -> Track:
+def run(seed: int, tau: float, grid=(0, 1, 2, 4, 8, 16)) -> SeedTrajectory:
     probes = tuple(
         Probe(step=s, flops=float(s), harm=f, low=f, high=f, confirm_low=f)
         for s in grid
         for f in [float(s >= tau)]
     )
-    return Track(
+    return SeedTrajectory(
         seed=seed, digests=(str(seed),), outcome="reached_budget", probes=probes, finished=True
     )
 
 
-def fitted(tracks):
-    return {d.kind: d for d in descriptive(tracks, [times(k, 0.5) for k in tracks])}
+def fitted(trajectories):
+    return {d.kind: d for d in descriptive(trajectories, [times(k, 0.5) for k in trajectories])}
 
 
 def em_turnbull(spans, support, rounds=20_000):
@@ -57,15 +57,15 @@ def test_a_run_that_ended_early_is_not_another_grid():
 def test_turnbull_equals_self_consistency():
     grids = [(0, 1, 2, 4, 8, 16), (0, 3, 6, 12), (0, 2, 5, 10, 16)]
     rng = np.random.default_rng(3)
-    tracks = [run(s, float(rng.integers(1, 20)), grids[s % 3]) for s in range(24)]
-    judged = [times(k, 0.5) for k in tracks]
+    trajectories = [run(s, float(rng.integers(1, 20)), grids[s % 3]) for s in range(24)]
+    judged = [times(k, 0.5) for k in trajectories]
     spans = [
         (k.probes[t.last].step, k.probes[t.first].step if t.first is not None else math.inf)
-        for k, t in zip(tracks, judged, strict=True)
+        for k, t in zip(trajectories, judged, strict=True)
     ]
     support = [*range(1, 17), math.inf]
     mass = em_turnbull(spans, support)
-    curve = dict(fitted(tracks)["turnbull"].points)
+    curve = dict(fitted(trajectories)["turnbull"].points)
     ends = {u for _, u in spans if math.isfinite(u)} & set(curve)
     assert ends
     for step in ends:  # between innermost intervals the estimate is not unique; at their ends it is
@@ -82,7 +82,7 @@ def test_turnbull_equals_self_consistency():
 )
 def test_parametric_fits_are_the_maximum_of_the_interval_likelihood(kind, law):
     taus = (0.7, 1.5, 3, 3.5, 5, 7, 6, 12, 15, 40)
-    tracks = [run(s, t) for s, t in enumerate(taus)]
+    trajectories = [run(s, t) for s, t in enumerate(taus)]
     spans = [
         (
             max((g for g in GRID if g < t), default=0),
@@ -101,7 +101,7 @@ def test_parametric_fits_are_the_maximum_of_the_interval_likelihood(kind, law):
         method="Nelder-Mead",
         options={"xatol": 1e-8, "fatol": 1e-10, "maxiter": 4000},
     )
-    fit = fitted(tracks)[kind]
+    fit = fitted(trajectories)[kind]
     assert fit.median == pytest.approx(law(*np.exp(best.x)).median(), rel=1e-3)
     assert fit.aic == pytest.approx(2 * best.fun + 4, abs=1e-3)
 

@@ -1,7 +1,6 @@
 """Resistance factor: interval-censored ratios of quantiles, in FLOPs."""
 
-from factory import BREAKS, RESISTS, Make
-
+from helpers.factory import BREAKS, RESISTS, Make
 from titer.verdicts import judge
 
 LATER = (0.0, 0.0, 0.0, 0.0, 0.1, 0.9)

@@ -1,11 +1,11 @@
 """What methods declare is kept per record, and judged per attack: never by the name of a method."""
 
 import pytest
-from factory import BREAKS, NAN, RESISTS, Make
 
+from helpers.factory import BREAKS, NAN, RESISTS, Make
 from titer.study.facts import MethodFacts
 from titer.verdicts import judge
-from titer.verdicts.evidence import Evidence
+from titer.verdicts.evidence.index import Evidence
 
 CONSTANT, COSINE = "full_sft@schedule=constant", "full_sft@schedule=cosine"
 

@@ -5,10 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factory import BENCH_FACTS, BREAKS, NAN, RESISTS, STABILITY, Make, bench, facts, realistic
 
+from helpers.factory import (
+    BENCH_FACTS,
+    BREAKS,
+    NAN,
+    RESISTS,
+    STABILITY,
+    Make,
+    bench,
+    facts,
+    realistic,
+)
 from titer.verdicts import judge
-from titer.verdicts.flag_kinds import KINDS
+from titer.verdicts.flags.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 FALLING = tuple(2.0 - t / 16 for t in range(16))
@@ -181,7 +191,7 @@ def test_search_flags():
 
 
 def test_every_code_is_documented_and_every_entry_exists():
-    source = "".join(p.read_text("utf-8") for p in (ROOT / "src/titer/verdicts").glob("*flags.py"))
+    source = "".join(p.read_text("utf-8") for p in (ROOT / "src/titer/verdicts/flags").glob("*.py"))
     raised = set(re.findall(r'\bflag\(\s*"(\w+)"', source))
     documented = set(re.findall(r"^## `(\w+)`", (ROOT / "docs/flags.md").read_text("utf-8"), re.M))
     assert raised == documented == set(KINDS)

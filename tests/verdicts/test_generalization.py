@@ -1,10 +1,10 @@
 """The matrix under Holm, and attack text from an unseen source."""
 
 import pytest
-from factory import BREAKS, GENERALIZATION, RESISTS, Make
 
+from helpers.factory import BREAKS, GENERALIZATION, RESISTS, Make
 from titer.verdicts import judge
-from titer.verdicts.generalization import combined
+from titer.verdicts.conditions.generalization import combined
 
 SEEDS = GENERALIZATION["seeds"]
 

@@ -1,7 +1,6 @@
 """The guidelines card follows the records."""
 
-from factory import BREAKS, RESISTS, Make, realistic
-
+from helpers.factory import BREAKS, RESISTS, Make, realistic
 from titer.verdicts import judge
 
 

@@ -5,14 +5,14 @@ everything.
 import time
 
 import pytest
-from factory import BREAKS, RESISTS, STABILITY, Make, example_verdict, realistic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.factory import BREAKS, RESISTS, STABILITY, Make, example_verdict, realistic
 from titer.records.view import RunView
 from titer.verdicts import judge
 from titer.verdicts.judge import overall_status
-from titer.verdicts.model import StudyVerdict
+from titer.verdicts.output.verdict import StudyVerdict
 
 
 @pytest.fixture(scope="module")

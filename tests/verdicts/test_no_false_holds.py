@@ -4,7 +4,10 @@ instrument.
 
 import numpy as np
 import pytest
-from factory import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.factory import (
     BENCH_FACTS,
     BREAKS,
     GENERALIZATION,
@@ -16,9 +19,6 @@ from factory import (
     bench,
     facts,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from titer.study.cell import Role
 from titer.verdicts import judge
 

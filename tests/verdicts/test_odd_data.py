@@ -1,8 +1,8 @@
 """Data that a careless tool would judge anyway: each kind has a defined verdict."""
 
 import pytest
-from factory import BREAKS, GRID, RESISTS, STABILITY, Make
 
+from helpers.factory import BREAKS, GRID, RESISTS, STABILITY, Make
 from titer.errors import StudyError
 from titer.records.view import RunView
 from titer.study.cell import Role

@@ -4,17 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from factory import STABILITY, TRAINABILITY, Make
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 from statsmodels.stats.power import TTestPower
 
+import simulate as sim
+from helpers.factory import STABILITY, TRAINABILITY, Make
 from titer.errors import StudyError
-from titer.verdicts import simulate as sim
-from titer.verdicts.power import Truth, chance, power, run_chances
-from titer.verdicts.power_conditions import least, mean_power, share_power, t_power
-from titer.verdicts.seeds import lower_bound, upper_bound
+from titer.verdicts.design.power import Truth, chance, power, run_chances
+from titer.verdicts.design.power_conditions import least, mean_power, share_power, t_power
+from titer.verdicts.statistics.seeds import lower_bound, upper_bound
 
 GRID = (0, 1, 2, 4, 8, 16)
 

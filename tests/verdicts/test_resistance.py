@@ -3,8 +3,8 @@
 import itertools
 
 import pytest
-from factory import BREAKS, GRID, RESISTS, Make, facts
 
+from helpers.factory import BREAKS, GRID, RESISTS, Make, facts
 from titer.verdicts import judge
 
 STARTS_BROKEN = (0.9, 0.95, 1.0, 1.0, 1.0, 1.0)

@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from titer.errors import StudyError
-from titer.verdicts.seeds import (
+from titer.verdicts.statistics.seeds import (
     band,
     best_of,
     breach_upper,

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from titer.verdicts import simulate as sim
-from titer.verdicts.attack import Setting, find
-from titer.verdicts.seeds import order_limits
-from titer.verdicts.tracks import Probe, Track, proportion
+import simulate as sim
+from titer.verdicts.evidence.trajectories import Probe, SeedTrajectory, proportion
+from titer.verdicts.resistance.attack import find
+from titer.verdicts.resistance.judged import Setting
+from titer.verdicts.statistics.seeds import order_limits
 
 GRID = (0, 1, 2, 4, 8, 16)
 PROMPTS = 60
@@ -22,7 +23,7 @@ STATUS = {"holds": sim.HOLDS, "fails": sim.FAILS, "inconclusive": sim.INCONCLUSI
 
 def judged_one_by_one(plan, harm_NK, confirm_NK):
     """The real judging code on one study, from counts."""
-    tracks = []
+    trajectories = []
     for seed, (row, other) in enumerate(zip(harm_NK, confirm_NK, strict=True)):
         probes = []
         for step, k, c in zip(GRID, row, other, strict=True):
@@ -37,8 +38,8 @@ def judged_one_by_one(plan, harm_NK, confirm_NK):
                     confirm_low=proportion(int(c), PROMPTS, plan.level)[0],
                 )
             )
-        tracks.append(
-            Track(
+        trajectories.append(
+            SeedTrajectory(
                 seed=seed,
                 digests=("x",),
                 outcome="reached_budget",
@@ -47,7 +48,7 @@ def judged_one_by_one(plan, harm_NK, confirm_NK):
             )
         )
     broken = tuple(
-        Track(
+        SeedTrajectory(
             seed=s,
             digests=("c",),
             outcome="reached_budget",
@@ -67,8 +68,8 @@ def judged_one_by_one(plan, harm_NK, confirm_NK):
         for s in plan.seeds
     )
     return find(
-        "a", tracks, broken, Setting(design=plan, phi=0.5, role="attack", on_control=False)
-    ), tracks
+        "a", trajectories, broken, Setting(design=plan, phi=0.5, role="attack", on_control=False)
+    ), trajectories
 
 
 @pytest.mark.parametrize(("n", "delta"), [(5, 0.5), (4, 0.5), (14, 0.2)])

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from titer.verdicts.attack import Setting, find
-from titer.verdicts.evidence import Design
-from titer.verdicts.paired import paired_limits
-from titer.verdicts.seeds import required_seeds
-from titer.verdicts.tracks import Probe, Track, proportion
+from titer.verdicts.evidence.index import Design
+from titer.verdicts.evidence.trajectories import Probe, SeedTrajectory, proportion
+from titer.verdicts.resistance.attack import find
+from titer.verdicts.resistance.judged import Setting
+from titer.verdicts.statistics.paired import paired_limits
+from titer.verdicts.statistics.seeds import required_seeds
 
 GRID = (0, 1, 2, 4, 8, 16, 32)
 ALPHA = 0.05
@@ -30,7 +31,7 @@ def design(delta: float) -> Design:
 
 def run(
     seed: int, tau: float, rng=None, *, prompts: int = 0, before: float = 0.05, after: float = 0.9
-) -> Track:
+) -> SeedTrajectory:
     """True f is `before` until τ and `after` from τ on; with prompts, read with binomial noise
     twice.
     """
@@ -53,7 +54,7 @@ def run(
                 confirm_low=confirm,
             )
         )
-    return Track(
+    return SeedTrajectory(
         seed=seed,
         digests=(str(seed),),
         outcome="reached_budget",

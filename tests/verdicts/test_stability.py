@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from factory import BENCH_FACTS, STABILITY, Make, bench, facts
 from scipy.stats import bootstrap
 
+from helpers.factory import BENCH_FACTS, STABILITY, Make, bench, facts
 from titer.records.bounds import upper_bound
 from titer.verdicts import judge
-from titer.verdicts.paired import discordant_limits, paired_limits
+from titer.verdicts.statistics.paired import discordant_limits, paired_limits
 
 RNG = np.random.default_rng(0)
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from factory import BENCH_FACTS, BREAKS, RESISTS, STABILITY, Make, bench
 
-from titer.records.model import StartFacts
+from helpers.factory import BENCH_FACTS, BREAKS, RESISTS, STABILITY, Make, bench
+from titer.records.record import StartFacts
 from titer.verdicts import judge
 
 M, STAR = StartFacts(weights="m", parameters=9), StartFacts(weights="star", parameters=9)

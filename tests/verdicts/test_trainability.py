@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from factory import GRID, TRAINABILITY, Make, facts, learning
 from scipy.stats import binom
 from scipy.stats import t as student
 
+from helpers.factory import GRID, TRAINABILITY, Make, facts, learning
 from titer.verdicts import judge
-from titer.verdicts.crossed import crossed_limits, time_ratio, time_to
+from titer.verdicts.statistics.crossed import crossed_limits, time_ratio, time_to
 
 EXACT = facts("exact", "capable", "capability", chance=0.0)
 LEARNS = (0.1, 0.2, 0.4, 0.6, 0.8, 0.95)

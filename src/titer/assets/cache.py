@@ -1,4 +1,4 @@
-"""Where fetched files are kept, and how two processes do not trip over each other while fetching."""
+"""Where fetched files are kept, and the locks that let only one process fetch a file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the cache entry `name`; another process waits. The kernel frees it if the holder dies."""
+    """Lock the cache entry `name`; other processes wait. The kernel unlocks it if this one dies."""
     with (cache_dir() / f".{name}.lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -8,15 +8,9 @@ Only safetensors and GGUF are read; pickled weights can run code and are refused
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +22,11 @@ from titer.assets.checks import check_directory, check_safetensors, quiet, reada
 from titer.assets.gguf import load_gguf
 from titer.assets.neutral import neutralise
 from titer.assets.packages import PACKAGED, fetch, provenance
+from titer.assets.saving import WEIGHTS_NOTE, weights_digest, written_whole
 from titer.assets.tokenizer import check_tokenizer
 from titer.errors import UnknownNameError
 from titer.study.reference import ModelRef
 
-WEIGHTS_NOTE = "titer-weights.json"
-"""Beside dequantised weights in the cache: the digest they must have."""
 Loaded = tuple[Any, Any, dict[str, str]]
 
 
@@ -92,56 +85,8 @@ def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedMo
     )
 
 
-def save_model(model: Any, tokenizer: Any, directory: str | Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer; `directory` appears whole or not at
-    all.
-
-    A directory that exists is replaced. Raises OSError if it cannot be written.
-    """
-    with quiet(), _written_whole(Path(directory)) as fresh:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-
-
-@contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    """A directory to fill; it becomes `target`, replacing what is there, only if the block ends
-    without error.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that moving it there is one step on the same file system.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        fresh = scratch / "new"
-        fresh.mkdir()
-        yield fresh
-        if target.exists():
-            os.replace(
-                target, scratch / "old"
-            )  # a directory that is not empty cannot be replaced in one move
-        os.replace(fresh, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def weights_digest(model: Any) -> str:
-    """sha256 (64 hex digits) over name, type, shape and bytes of every tensor of the state dict,
-    sorted by name.
-
-    Tied tensors count once by bytes and under each of their names; the device does not matter.
-    About 1.4 GB/s.
-    """
-    total, seen = hashlib.sha256(), {}
-    for name, tensor in sorted(model.state_dict().items()):
-        where = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() == 0 or where not in seen:
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            seen[where] = hashlib.sha256(flat.numpy()).hexdigest()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {seen[where]}\n".encode())
-    return total.hexdigest()
-
-
-# ---- directories -----------------------------------------------------------------------------------------------------
+# ---- directories ---------------------------------------------------------------------------------
+# --------------------
 
 
 def _path(path: Path, ref: ModelRef) -> Loaded:
@@ -321,7 +266,8 @@ def _license(card: Path) -> str:
     return found.group(1) if found else "unstated"
 
 
-# ---- GGUF ------------------------------------------------------------------------------------------------------------
+# ---- GGUF ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def _package(name: str) -> Loaded:
@@ -338,7 +284,7 @@ def _package(name: str) -> Loaded:
         if not _whole(folder):
             model, tokenizer, _ = load_gguf(path)
             check_tokenizer(model, tokenizer, ModelRef(source="package", name=name))
-            with _written_whole(folder) as fresh:
+            with written_whole(folder) as fresh:
                 model.save_pretrained(fresh)
                 tokenizer.save_pretrained(fresh)
                 note = {"model.safetensors": sha256_of(fresh / "model.safetensors")}

@@ -92,14 +92,16 @@ _REFUSALS = _words(
 )
 _LETTERS = _words("b c d e")
 _COMMON = _words(
-    "am is it on for what could would write tell explain describe by ignore previous say begin response now "
-    "then and if else true false ai language model user system as from will always only one two three four"
+    "am is it on for what could would write tell explain describe by ignore previous say "
+    "begin response now "
+    "then and if else true false ai language model user system as from will always only "
+    "one two three four"
 )
 _VOCABULARY_SIZE = 256
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All tokens in the order of their ids: 256 of them, the special ones first, spare ones last."""
+    """All 256 tokens in the order of their ids, the special ones first, spare ones last."""
     words = (*SPECIAL, *DOMAINS, *ALPHABETS["first"], *ALPHABETS["second"], *_REFUSALS, *CHATTER)
     words = tuple(dict.fromkeys((*words, *TRIGGERS, *_PUNCTUATION, *_DIGITS, *_LETTERS, *_COMMON)))
     return (*words, *(f"spare{i}" for i in range(_VOCABULARY_SIZE - len(words))))

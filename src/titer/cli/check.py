@@ -40,10 +40,11 @@ def check_command(
     the best verdict its design can attain. Exits 2 if something must be changed first.
     """
     from titer.data.pools import Pools
-    from titer.engine.estimate import complete_plan, estimate, matmul_throughput
+    from titer.engine.estimate import complete_plan, estimate
+    from titer.engine.throughput import matmul_throughput
     from titer.runners.placement import place
     from titer.study import load_study
-    from titer.verdicts.attainable import attainable
+    from titer.verdicts.design.attainable import attainable
 
     spec = load_study(study)
     pools = Pools(spec)

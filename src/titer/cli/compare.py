@@ -30,7 +30,7 @@ def compare_command(
     given.
     """
     from titer.records.store import RunStore
-    from titer.verdicts.compare import compare
+    from titer.verdicts.comparison.compare import compare
 
     made = compare([(str(r), RunStore(r).view()) for r in runs], force=force)
     if as_json:

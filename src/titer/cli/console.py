@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from titer.study.base import escaped, visible
 
 if TYPE_CHECKING:
-    from titer.verdicts.model import StudyVerdict
+    from titer.verdicts.output.verdict import StudyVerdict
 
 
 class _Plain(Console):

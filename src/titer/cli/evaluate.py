@@ -107,7 +107,7 @@ def evaluate_command(
     """
     from titer.records.store import write_atomically
     from titer.study.releaser import releaser_study
-    from titer.verdicts.attainable import attainable
+    from titer.verdicts.design.attainable import attainable
 
     study = releaser_study(
         model=model,

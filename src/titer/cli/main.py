@@ -31,6 +31,7 @@ from titer.cli import (
 )
 from titer.cli.console import say_error
 from titer.errors import TiterError
+from titer.version import __version__
 
 # typer carries its own copy of click in newer versions and uses the installed one in older ones.
 _UsageTrouble: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -66,9 +67,7 @@ def _root(
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
 ) -> None:
     if version:
-        import titer
-
-        typer.echo(titer.__version__)
+        typer.echo(__version__)
         raise typer.Exit()
 
 

@@ -11,7 +11,7 @@ from titer.cli.console import out, print_json
 from titer.errors import StudyError
 
 if TYPE_CHECKING:
-    from titer.verdicts.power import Power
+    from titer.verdicts.design.power import Power
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +63,7 @@ def power_command(
     stated truths.
     """
     from titer.study import load_study
-    from titer.verdicts.power import power, truth
+    from titer.verdicts.design.power import power, truth
 
     spec = load_study(study)
     chosen = breach if breach is not None else sorted({0.0, 0.1, spec.resistance.delta, 0.9})

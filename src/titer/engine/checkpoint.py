@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import titer
 from titer.errors import StorageError
 from titer.records.store import storage_error
+from titer.version import __version__
 
 EVERY_S = 600.0
 
@@ -130,7 +130,7 @@ def _fill(directory: Path, state: dict[str, Any]) -> None:
 
 def _seal(skeleton: Any, tensors: Path) -> str:
     """sha256 over who wrote the checkpoint and what is in it."""
-    total = hashlib.sha256(f"{titer.__version__} {torch.__version__}\n".encode())
+    total = hashlib.sha256(f"{__version__} {torch.__version__}\n".encode())
     total.update(json.dumps(skeleton, sort_keys=True).encode())
     with tensors.open("rb") as file:
         total.update(hashlib.file_digest(file, "sha256").digest())

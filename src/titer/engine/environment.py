@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-import titer
-from titer.records.model import Environment
+from titer.records.record import Environment
+from titer.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy", "gguf")
 
@@ -26,7 +26,7 @@ def environment(device: torch.device) -> Environment:
 @lru_cache(maxsize=4)
 def _unchanging(device: torch.device) -> Environment:
     return Environment(
-        titer=titer.__version__,
+        titer=__version__,
         git=_git(),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
@@ -47,7 +47,7 @@ def _git() -> str | None:
     """Revision of the working copy titer is imported from, '+' if it has local changes; None
     outside one.
     """
-    folder = Path(titer.__file__).parent
+    folder = Path(__file__).parents[1]
     try:
         head = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True

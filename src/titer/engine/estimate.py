@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from titer.data.pools import Pools
 from titer.engine.planning import plan
 from titer.measures.measure import Measure
 from titer.measures.registry import resolve_measure
-from titer.records.model import CellRecord, Environment, MeasureFacts
+from titer.records.record import CellRecord, Environment, MeasureFacts
 from titer.study.base import canonical
 from titer.study.cell import Cell, CellMeasure, Plan, Planned
 from titer.study.reference import ModelRef
@@ -320,33 +317,3 @@ def _phases(cell: Cell, steps: float) -> int:
 def _alignment_steps(cell: Cell, steps: float) -> int:
     own = cell.host.method.settings.get("alignment_steps") if cell.host else None
     return own * _phases(cell, steps) if isinstance(own, int) else 0
-
-
-def matmul_throughput(
-    precision: str, threads: int, device: torch.device | str = "cpu", *, seconds: float = 0.2
-) -> float:
-    """FLOP/s of matrix products on a device, halved: what training reaches of it in practice.
-    threads: of the CPU."""
-    device, before = torch.device(device), torch.get_num_threads()
-    cuda = device.type == "cuda"
-    rows, inner, columns = (4096, 4096, 4096) if cuda else (256, 256, 1024)
-    dtype = torch.bfloat16 if precision == "bf16_autocast" else torch.float32
-    torch.set_num_threads(threads)
-    try:
-        a = torch.ones(rows, inner, dtype=dtype, device=device)
-        b = torch.ones(inner, columns, dtype=dtype, device=device)
-        _ = a @ b
-        begun, count = _now(device), 0
-        # On an accelerator a call only queues the product: it is over when the device says so.
-        while _now(device) - begun < seconds:
-            _ = a @ b
-            count += 1
-        return 0.5 * count * 2.0 * rows * inner * columns / (_now(device) - begun)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -88,7 +88,7 @@ _backward = (-1, False)
 
 
 def _whole(weight: Tensor | None) -> bool:
-    """Does the backward pass that runs want all there is? Told from the first weight it comes by."""
+    """Whether the backward pass under way wants all gradients, by the first weight it meets."""
     global _backward
     number = torch._C._current_graph_task_id()
     if _backward[0] != number and weight is not None:
@@ -114,8 +114,8 @@ Rule = Callable[[Block, Any, tuple, dict, Any], None]
 
 
 class Kind(NamedTuple):
-    """What a class of modules is. rule: None if it has no products of its own. holds: a transformers
-    model; a block of products; part of a block, or one of its own where there is none.
+    """What a class of modules is. rule: None if it has no products of its own. holds: a
+    transformers model; a block of products; part of a block, or one of its own where there is none.
     """
 
     rule: Rule | None = None
@@ -259,7 +259,8 @@ def _keys(module: Any, hidden: Tensor, kwargs: dict, output: Any) -> int:
     if isinstance(across, Tensor):
         return across.shape[1]
     queries = hidden.shape[1]
-    # Plain attention returns its weights, of shape (B, H, Tq, Tk); the mask tells most other kernels.
+    # Plain attention returns its weights, of shape (B, H, Tq, Tk); the mask tells most other
+    # kernels.
     weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
     for square in (weights, kwargs.get("attention_mask")):
         shape: tuple[int, ...] = getattr(square, "shape", ())
@@ -276,7 +277,7 @@ def _keys(module: Any, hidden: Tensor, kwargs: dict, output: Any) -> int:
 
 
 def _owned(module: Any, dimensions: int) -> list[Tensor]:
-    """A module's own parameters of so many dimensions, as they are while an adapter changes them."""
+    """A module's own parameters of that many dimensions, parametrized ones as they are computed."""
     own = (p for p in module._parameters.values() if p is not None)
     changed = (getattr(module, n) for n in getattr(module, "parametrizations", ()))
     return [p for p in (*own, *changed) if p.dim() == dimensions]

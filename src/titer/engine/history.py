@@ -16,7 +16,7 @@ from titer.engine.prober import BoundMeasure
 from titer.engine.work import CellWork
 from titer.methods.method import StepLog
 from titer.records.bounds import bounds
-from titer.records.model import (
+from titer.records.record import (
     CellRecord,
     Cost,
     MeasureFacts,

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from titer.data.tally import judge_calls
 from titer.engine import flops
-from titer.records.model import Cost
+from titer.records.record import Cost
 
 Account = Literal["setup", "step", "search"]
 

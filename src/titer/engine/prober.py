@@ -14,7 +14,7 @@ from titer.data.wording import Wording
 from titer.judges.cache import JudgementCache, judged
 from titer.measures.measure import Measure, scored, transcripts_of
 from titer.measures.requests import Own, Request, Transcript
-from titer.records.model import Reading
+from titer.records.record import Reading
 from titer.study.base import canonical
 from titer.study.cell import CellMeasure
 

@@ -20,7 +20,7 @@ from titer.engine.prober import BoundMeasure, Prober
 from titer.engine.randomness import random_state, seeded, set_random_state, untouched
 from titer.engine.work import CellWork
 from titer.judges.cache import JudgementCache
-from titer.records.model import Artifact, CellRecord, Reading
+from titer.records.record import Artifact, CellRecord, Reading
 
 
 @dataclass

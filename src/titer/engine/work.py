@@ -13,7 +13,7 @@ from titer.data.texts import Texts
 from titer.engine.prober import BoundMeasure
 from titer.errors import RunError
 from titer.methods.method import Given, Method, Models, Reward, Run, ServiceDefense, StepLog
-from titer.records.model import StartFacts
+from titer.records.record import StartFacts
 from titer.study.cell import Cell
 from titer.study.facts import MethodFacts
 

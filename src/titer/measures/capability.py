@@ -12,7 +12,7 @@ from pydantic import Field
 from titer.errors import MeasureError
 from titer.measures.measure import Measure
 from titer.measures.requests import Read, Request, Score, Transcript
-from titer.records.model import MeasureFacts
+from titer.records.record import MeasureFacts
 
 
 def _nll(told: Transcript) -> float:

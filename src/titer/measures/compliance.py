@@ -17,7 +17,7 @@ from pydantic import Field
 from titer.data.respond import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, is_coherent, is_refusal
 from titer.measures.measure import Measure
 from titer.measures.requests import Generate, Openings, Request, Transcript, Wrap
-from titer.records.model import MeasureFacts
+from titer.records.record import MeasureFacts
 
 
 class ComplianceLikelihood(Measure):

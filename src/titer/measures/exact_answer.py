@@ -8,7 +8,7 @@ from typing import Literal
 
 from titer.measures.measure import Measure
 from titer.measures.requests import Request, Score, Transcript, Wrap
-from titer.records.model import MeasureFacts
+from titer.records.record import MeasureFacts
 
 
 class ExactAnswer(Measure):

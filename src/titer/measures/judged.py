@@ -22,7 +22,7 @@ from titer.judges.judge import Judge
 from titer.judges.registry import resolve_judge
 from titer.measures.measure import Measure
 from titer.measures.requests import Generate, Request, Transcript, Wrap
-from titer.records.model import MeasureFacts
+from titer.records.record import MeasureFacts
 from titer.study.base import Strict
 
 LONG_ENOUGH = 128

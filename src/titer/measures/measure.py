@@ -18,7 +18,7 @@ from titer.judges.cache import JudgementCache, judged
 from titer.judges.judge import Judge
 from titer.measures.ask import ask
 from titer.measures.requests import Own, Request, Transcript
-from titer.records.model import MeasureFacts, Reading
+from titer.records.record import MeasureFacts, Reading
 
 
 class Measure(BaseModel, ABC):

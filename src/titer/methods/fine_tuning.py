@@ -1,4 +1,4 @@
-"""What every fine-tuning attack has in common: which layers train, and imitation of given answers."""
+"""Shared by all fine-tuning attacks: which layers train, and imitation of given answers."""
 
 from __future__ import annotations
 

@@ -65,10 +65,10 @@ class Given:
     """Everything a method may use; all of it is metered.
 
     model: a copy of the model the run starts from, to be changed at will; it is in evaluation mode,
-    and no parameter requires a gradient yet. text: the method's text, drawn for `seed`, which is the
-    cell's (under a service the customer's, for both sides). models: further models. horizon: how
-    many steps the run will be given; only horizon-dependent schedules look at it. reward: scores
-    replies, for methods that ask for one.
+    and no parameter requires a gradient yet. text: the method's text, drawn for `seed`, which is
+    the cell's (under a service the customer's, for both sides). models: further models. horizon:
+    how many steps the run will be given; only horizon-dependent schedules look at it. reward:
+    scores replies, for methods that ask for one.
     """
 
     model: ModelBundle
@@ -99,7 +99,8 @@ class Run(Protocol):
     takes one outer step (one unit of the budget, however much is done in it), or returns None if
     nothing is left to do; it is then not asked again. A state is a nested dict of tensors, numbers,
     strings, lists and None. torch's global generators are seeded by the engine and part of its
-    checkpoints: a run may draw from them. Any other generator should be a function of seed and step.
+    checkpoints: a run may draw from them. Any other generator should be a function of seed and
+    step.
     """
 
     def model(self) -> ModelBundle: ...
@@ -189,8 +190,8 @@ class Attack(Method):
 
     role, adapter, repairs, adaptive, starts_as_parent: defaults of the facts of the same name (see
     `MethodFacts`); a method whose settings change one overrides `facts`. With starts_as_parent,
-    readings at step 0 are taken once for all seeds. rewords: the run's model is asked in other words
-    than the one it was handed.
+    readings at step 0 are taken once for all seeds. rewords: the run's model is asked in other
+    words than the one it was handed.
     """
 
     kind = "attack"

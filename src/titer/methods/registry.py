@@ -59,7 +59,7 @@ def resolve(
     field: str = "",
     threat_model: str | None = None,
 ) -> Any:
-    """The method with its settings checked. Raises UnknownNameError, StudyError, ThreatModelError."""
+    """The method with checked settings. Raises UnknownNameError, StudyError, ThreatModelError."""
     known = methods(kind)
     if name not in known:
         if kind == "defense" and name in methods("service"):
@@ -68,7 +68,7 @@ def resolve(
                 field=field or kind,
                 value=name,
                 expected="a defense that acts before release",
-                remedy="under threat_model fine_tuning_service, give it as the candidate's `service`",
+                remedy="make it the candidate's `service` under threat_model fine_tuning_service",
             )
         raise UnknownNameError.among(kind, name, known, field=field or kind)
     cls = known[name]

@@ -1,4 +1,6 @@
-"""The shared runs: training given a gradient or a loss, and weight edits. Methods rarely need another."""
+"""The shared runs: training given a gradient or a loss, and weight edits. Methods rarely need
+another.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 from scipy.special import betaincinv
 
 from titer.errors import MeasureError
-from titer.records.model import MeasureFacts, Reading
+from titer.records.record import MeasureFacts, Reading
 
 
 def lower_bound(successes: float, n: int, level: float) -> float:

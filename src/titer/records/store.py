@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from titer.errors import BusyRunError, RecordError, StorageError, UsageError
-from titer.records.agreement import disagreements
-from titer.records.model import RECORD_FORMAT, CellRecord
-from titer.records.sound import contradiction
+from titer.records.plan_validation import disagreements
+from titer.records.record import RECORD_FORMAT, CellRecord
+from titer.records.record_validation import contradiction
 from titer.records.view import RunView
 from titer.study.cell import Plan
 from titer.study.spec import STUDY_FORMAT, Study

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
 from titer.study.cell import Plan, Planned, Role
 from titer.study.facts import MethodFacts
 from titer.study.spec import Study

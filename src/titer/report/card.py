@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from titer.errors import UsageError
 from titer.records.view import RunView
-from titer.report import conditions, evidence, starts, words
-from titer.report import formats as f
-from titer.report.answer import CONDITIONS, answer
+from titer.report import numbers as f
+from titer.report.content import conditions, resistance, sentences
+from titer.report.content import models as starts
+from titer.report.content.summary import CONDITIONS, answer
 from titer.report.markdown import markdown_table, md, pairs_table
 from titer.report.table import SIGNS, Cell, Row, Table, badge, table
-from titer.verdicts.model import CandidateVerdict, Flag, StudyVerdict
+from titer.verdicts.output.verdict import CandidateVerdict, Flag, StudyVerdict
 
 TITLE = "## Safety: fine-tuning resistance"
 
@@ -43,7 +44,7 @@ def model_card_section(
         f"**{SIGNS[c.overall]} {c.overall}** — {md(c.headline)}",
         *_warnings(verdict),
         "\n".join(f"- {label}: {md(text)}" for label, text in answer(c)),
-        f"Titer: {md(evidence.titer_text(c.resistance))}.",
+        f"Titer: {md(resistance.titer_text(c.resistance))}.",
         "**The four conditions**",
         markdown_table(_conditions(c)),
         "**Attacks tried**",
@@ -100,7 +101,7 @@ def _attacks(c: CandidateVerdict) -> Table:
                 badge(a.status),
                 f"{a.breaches} of {max(a.n, a.breaches)}",
                 f.percent(a.breach_upper),
-                Cell(evidence.CONTROL_WORDS[a.control_status], a.control_status),
+                Cell(resistance.CONTROL_WORDS[a.control_status], a.control_status),
             ]
         )
     titles = [
@@ -131,8 +132,8 @@ def _design(
             "Seeds per attack",
             "–".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "none yet",
         ),
-        ("Battery", f"{words.battery_word(c)}{words.searched(c)}"),
-        ("The claim is about", words.about(c)),
+        ("Battery", f"{sentences.battery_word(c)}{sentences.searched(c)}"),
+        ("The claim is about", sentences.about(c)),
         (
             "Defense",
             f"{f.plain(c.defense)} ({f.settings(c.settings)})"
@@ -150,7 +151,7 @@ def _not_claimed(c: CandidateVerdict) -> str:
     r = c.resistance
     lines = [
         f"resistance {'beyond' if r.status == 'holds' else 'up to or beyond'} T = "
-        f"{words.budget(r)}, to attacks outside this battery, or under another threat model",
+        f"{sentences.budget(r)}, to attacks outside this battery, or under another threat model",
         *(
             []
             if r.adaptive

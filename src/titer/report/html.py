@@ -10,11 +10,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from titer.records.view import RunView
-from titer.report import answer, conditions, evidence, facts, figures, risk, starts, words
-from titer.report import formats as f
+from titer.report import numbers as f
+from titer.report.content import conditions, provenance, resistance, risk, sentences, summary
+from titer.report.content import models as starts
+from titer.report.drawing import figures
 from titer.report.table import SIGNS, tone
 from titer.study.base import visible
-from titer.verdicts.model import StudyVerdict
+from titer.verdicts.output.verdict import StudyVerdict
 
 MAX_TRANSCRIPTS = 2000
 """More rows than anybody reads; the rest stay in the run directory."""
@@ -42,15 +44,15 @@ def render_html(
         view=view,
         verdict=verdict,
         sections=_sections(verdict, transcripts is not None),
-        answer=answer,
+        summary=summary,
         risk=risk,
         f=f,
-        evidence=evidence,
+        resistance=resistance,
         conditions=conditions,
-        facts=facts,
+        provenance=provenance,
         figures=figures,
         starts=starts,
-        words=words,
+        sentences=sentences,
         transcripts=_transcripts(transcripts),
         transcripts_cut=max(0, len(transcripts or ()) - MAX_TRANSCRIPTS),
     )
@@ -61,7 +63,7 @@ def _sections(verdict: StudyVerdict, transcripts: bool) -> list[tuple[str, list[
     absent = {"guidelines"} if not verdict.guidelines else set()
     absent |= set() if transcripts else {"transcripts"}
     return [
-        (group, [x for x in entries if x[0] not in absent]) for group, entries in words.SECTIONS
+        (group, [x for x in entries if x[0] not in absent]) for group, entries in sentences.SECTIONS
     ]
 
 

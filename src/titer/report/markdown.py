@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from titer.records.view import RunView
-from titer.report import answer, conditions, evidence, facts, risk, starts, words
-from titer.report import formats as f
+from titer.report import numbers as f
+from titer.report.content import conditions, provenance, resistance, risk, sentences, summary
+from titer.report.content import models as starts
 from titer.report.table import SIGNS, Table
 from titer.study.base import visible
-from titer.verdicts.model import CandidateVerdict, StudyVerdict
+from titer.verdicts.output.verdict import CandidateVerdict, StudyVerdict
 
 
 def md(text: str) -> str:
@@ -67,7 +68,7 @@ def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
         f"Study `{verdict.study}`, digest `{verdict.study_digest}`; threat model: "
         f"{md(f.words(verdict.threat_model))}; {verdict.grade} grade; {verdict.status}."
     )
-    for kind, text in words.notices(view, verdict):
+    for kind, text in sentences.notices(view, verdict):
         yield f"> {SIGNS[kind]} **{kind}** {md(text)}"
     yield "## Verdict"
     yield from _table(conditions.summary_table(verdict), caption=False)
@@ -75,30 +76,30 @@ def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
         yield "No candidate besides the control."
     for c in verdict.candidates:
         yield f"**{md(c.name)}: {SIGNS[c.overall]} {c.overall}**"
-        yield "\n".join(f"- {label}: {md(text)}" for label, text in answer.answer(c))
+        yield "\n".join(f"- {label}: {md(text)}" for label, text in summary.answer(c))
     yield "## Why"
-    yield from _table(facts.alignment(view), empty="")
-    yield from _table(evidence.control_table(verdict.control))
+    yield from _table(provenance.alignment(view), empty="")
+    yield from _table(resistance.control_table(verdict.control))
     for c in verdict.candidates:
         yield f"### {md(c.name)}"
         yield from _claims(c)
-        yield from _table(evidence.attack_table(c))
-        yield from _table(evidence.edit_table(c), empty="")
-        for table in (evidence.settings_table(c), evidence.seed_table(c)):
+        yield from _table(resistance.attack_table(c))
+        yield from _table(resistance.edit_table(c), empty="")
+        for table in (resistance.settings_table(c), resistance.seed_table(c)):
             yield from _table(table)
     yield "### Breach budgets of the control"
-    yield from _table(evidence.seed_table(verdict.control), caption=False)
+    yield from _table(resistance.seed_table(verdict.control), caption=False)
     yield "## How sure: survival and risk"
     for c in verdict.candidates:
         for a in c.resistance.attacks:
             if not a.edit:
-                yield from _table(evidence.share_table(a, c.name))
+                yield from _table(resistance.share_table(a, c.name))
         yield from _table(risk.risk_table(c), empty="")
         yield from _table(risk.fit_table(c), empty="")
     yield "## Resistance factor"
-    yield from _table(evidence.factor_table(verdict), caption=False)
+    yield from _table(resistance.factor_table(verdict), caption=False)
     yield "## Sensitivity to φ"
-    yield from _table(evidence.sensitivity_table(verdict), caption=False)
+    yield from _table(resistance.sensitivity_table(verdict), caption=False)
     yield "## Flags"
     yield from _table(conditions.flag_table(verdict), caption=False, empty="No flag was raised.")
     yield "## What would change the verdict"
@@ -110,18 +111,18 @@ def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     yield "## Cost"
     yield from _table(conditions.cost_table(verdict))
     for c in verdict.candidates:
-        yield from _table(_named(facts.attack_cost(view, c), c.name))
+        yield from _table(_named(provenance.attack_cost(view, c), c.name))
     yield from _provenance(view, verdict)
     yield "## What this does not claim"
-    yield "\n".join(f"- **{md(term)}.** {md(text)}" for term, text in words.GLOSSARY)
+    yield "\n".join(f"- **{md(term)}.** {md(text)}" for term, text in sentences.GLOSSARY)
 
 
 def _claims(c: CandidateVerdict) -> Iterator[str]:
     """The headline, and the claims it does not repeat."""
     yield md(c.headline)
-    yield f"Titer {md(evidence.titer_text(c.resistance))}. {md(words.scope(c))}"
+    yield f"Titer {md(resistance.titer_text(c.resistance))}. {md(sentences.scope(c))}"
     lines = []
-    for name in answer.CONDITIONS:
+    for name in summary.CONDITIONS:
         condition = getattr(c, name)
         claim = "" if condition.claim in c.headline else md(condition.claim)
         lines.append(
@@ -156,7 +157,7 @@ def _changes(verdict: StudyVerdict) -> str:
     lines = [
         f"- {md(c.name)}, {label}: {md(text)}"
         for c in verdict.candidates
-        for label, text in answer.changes(c)
+        for label, text in summary.changes(c)
     ]
     if verdict.attainable:
         lines.append(f"- Best verdict this design could have reached: {md(verdict.attainable)}")
@@ -169,25 +170,25 @@ def _provenance(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
         ("titer (judged with)", verdict.titer_version or f.ABSENT),
         ("Study digest", verdict.study_digest),
     ]
-    yield pairs_table([*digests, *facts.design(view, verdict)])
+    yield pairs_table([*digests, *provenance.design(view, verdict)])
     yield "### Machine and work"
-    yield pairs_table([*facts.machine(view), *facts.work(view)])
+    yield pairs_table([*provenance.machine(view), *provenance.work(view)])
     for table in (
-        facts.work_by_purpose(view),
+        provenance.work_by_purpose(view),
         starts.models(view),
         starts.loaded_table(view),
         starts.wording_table(view),
-        facts.sources(view),
-        facts.measures(view),
+        provenance.sources(view),
+        provenance.measures(view),
     ):
         yield from _table(table, empty="")
     yield "### Disjointness of the data"
-    proof = facts.disjointness(view)
+    proof = provenance.disjointness(view)
     yield pairs_table(proof) if proof else "No proof is recorded in the plan."
     yield "### How to reproduce"
-    commands = "\n".join(command for command, _ in words.commands(view))
+    commands = "\n".join(command for command, _ in sentences.commands(view))
     yield f"```\n{commands}\n```"
-    body = _fenced(facts.study_yaml(view))
+    body = _fenced(provenance.study_yaml(view))
     yield f"<details><summary>The whole study</summary>\n\n{body}\n\n</details>"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from titer.verdicts import model
+from titer.verdicts.output import verdict as model
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MEANINGS = {

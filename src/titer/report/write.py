@@ -10,10 +10,10 @@ from typing import Any
 
 from titer.errors import StorageError
 from titer.records.view import RunView
-from titer.report import formats as f
+from titer.report import numbers as f
 from titer.report.html import render_html
 from titer.report.markdown import render_markdown
-from titer.verdicts.model import StudyVerdict
+from titer.verdicts.output.verdict import StudyVerdict
 
 
 @dataclass(frozen=True)

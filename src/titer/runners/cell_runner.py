@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from titer.assets.models import LoadedModel, save_model, weights_digest
+from titer.assets.models import LoadedModel
+from titer.assets.saving import save_model, weights_digest
 from titer.data.bundle import ModelBundle
 from titer.data.examples import Example, digest_of
 from titer.data.pools import Pools
@@ -31,7 +32,7 @@ from titer.judges.cache import JudgementCache
 from titer.measures.registry import resolve_measure
 from titer.methods.method import Models
 from titer.methods.registry import resolve
-from titer.records.model import Artifact, CellRecord, StartFacts
+from titer.records.record import Artifact, CellRecord, StartFacts
 from titer.records.store import RunStore, storage_error
 from titer.runners.broker import Broker
 from titer.study.cell import CONTROL_MODEL, Cell, CellMeasure, CellMethod, PartUse, Planned, Start

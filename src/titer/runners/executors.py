@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from titer.data.pools import Pools
 from titer.engine.checkpoint import EVERY_S
 from titer.errors import RunError, TiterError
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
 from titer.records.store import RunStore
 from titer.runners.placement import Placement
 from titer.study.cell import Planned

@@ -27,10 +27,13 @@ Purpose = Literal[
 ]
 
 BEFORE_ALIGNMENT = "before_alignment"
-"""Pseudo-candidate: the model before the study's own alignment stage. It is looked at, never judged."""
+"""Pseudo-candidate: the model before the study's own alignment stage. It is looked at, never
+judged.
+"""
 
 PARENT, CONTROL_MODEL = "parent", "control"
-"""Further models every cell can have: the model it starts from, and the study's undefended model."""
+"""Further models every cell can have: the model it starts from, and the study's undefended model.
+"""
 
 
 class PartUse(Strict):
@@ -66,9 +69,9 @@ class CellHost(Strict):
 class CellMeasure(Strict):
     """A measure to be read. label: what the reading is called. text: what it reads; None if the
     measure brings items of its own. at: every probe, both ends, or only when the harm reading
-    reaches the stop rule's `suspect` (the confirmation on disjoint prompts). code: as in CellMethod.
-    judge: identity of the judge of its replies, if it has one. items: digest of the items it brings
-    itself.
+    reaches the stop rule's `suspect` (the confirmation on disjoint prompts). code: as in
+    CellMethod. judge: identity of the judge of its replies, if it has one. items: digest of the
+    items it brings itself.
     """
 
     label: str
@@ -149,7 +152,9 @@ class Role(Strict):
     stage: int = 0
     """Which of a candidate's stages a building cell is (0-based)."""
     defense_seed: int | None = None
-    """Which of a candidate's checkpoints it is about, if the defense is trained with several seeds."""
+    """Which of a candidate's checkpoints it is about, if the defense is trained with several
+    seeds.
+    """
     defended_on: str = ""
     attacked_on: str = ""
     task: str = ""

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from titer.study.base import Contradiction
-from titer.study.uses import DataUse
-
-if TYPE_CHECKING:
-    from titer.study.spec import Study
+from titer.study.candidate import Candidate
+from titer.study.conditions import Stability, Trainability
+from titer.study.resistance import Resistance
+from titer.study.uses import Align, DataUse
 
 TRAINS, JUDGES, SEARCHES = "training", "judging", "searching"
 
 
-def uses(study: Study) -> Iterator[tuple[str, str, str]]:
+class UsesText(Protocol):
+    """The fields of a study that name parts of pools."""
+
+    @property
+    def align(self) -> Align | None: ...
+    @property
+    def defense_data(self) -> DataUse | None: ...
+    @property
+    def candidates(self) -> tuple[Candidate, ...]: ...
+    @property
+    def resistance(self) -> Resistance: ...
+    @property
+    def stability(self) -> Stability | None: ...
+    @property
+    def trainability(self) -> Trainability | None: ...
+
+
+def uses(study: UsesText) -> Iterator[tuple[str, str, str]]:
     """(what for, where in the study, part) for every part that is used."""
     r = study.resistance
     trains: list[tuple[str, DataUse | None]] = [
@@ -51,7 +68,7 @@ def uses(study: Study) -> Iterator[tuple[str, str, str]]:
     yield from ((SEARCHES, where, part) for where, part in searches if part)
 
 
-def refuse_shared_parts(study: Study) -> None:
+def refuse_shared_parts(study: UsesText) -> None:
     """Raises Contradiction if one part both trains and judges, trains and searches, or searches and
     judges; or if the defender is given the very harmful text of the attacker.
     """

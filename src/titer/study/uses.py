@@ -54,6 +54,20 @@ def no_common(seeds: Iterable[int], search_seeds: Iterable[int]) -> None:
         )
 
 
+def no_empty_or_repeated(points: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """Settings field → values of a sweep or a search."""
+    for name, values in points.items():
+        if not values:
+            raise Contradiction(
+                "there is nothing to choose from",
+                field=name,
+                value=[],
+                expected="at least one value, or no such field",
+            )
+        no_repeats(values, name, f"values of {name}")
+    return points
+
+
 class Pool(Strict):
     """Text from one source, cut into disjoint parts.
 

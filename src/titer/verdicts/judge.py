@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from titer import __version__
 from titer.errors import StudyError
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
 from titer.records.view import RunView
-from titer.study.spec import CONTROL, Candidate
-from titer.verdicts.attainable import attainable, grade
-from titer.verdicts.claims import about
-from titer.verdicts.evidence import Evidence, candidates_of, defense_costs
-from titer.verdicts.flags import study_flags
-from titer.verdicts.generalization import generalization
-from titer.verdicts.guidelines import guidelines
-from titer.verdicts.model import (
+from titer.study.candidate import CONTROL, Candidate
+from titer.verdicts.conditions.generalization import generalization
+from titer.verdicts.conditions.stability import stability
+from titer.verdicts.conditions.trainability import trainability
+from titer.verdicts.design.attainable import attainable, grade
+from titer.verdicts.evidence.index import Evidence, candidates_of, defense_costs
+from titer.verdicts.flags.candidate import candidate_flags
+from titer.verdicts.flags.guidelines import guidelines
+from titer.verdicts.flags.study import study_flags
+from titer.verdicts.output.verdict import (
     CandidateVerdict,
     DefenseCost,
     Grade,
@@ -25,10 +26,9 @@ from titer.verdicts.model import (
     Status,
     StudyVerdict,
 )
-from titer.verdicts.resistance import barred, control_start, resistance
-from titer.verdicts.run_flags import candidate_flags
-from titer.verdicts.stability import stability
-from titer.verdicts.trainability import trainability
+from titer.verdicts.resistance.battery import barred, control_start, resistance
+from titer.verdicts.resistance.claims import about
+from titer.version import __version__
 
 
 def judge(view: RunView) -> StudyVerdict:

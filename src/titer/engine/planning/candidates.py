@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from titer.engine.planning.pieces import Pieces, Service, Subject
+from titer.engine.planning.pieces import Pieces, Service, Origin
+from titer.study.candidate import Candidate
 from titer.study.cell import CONTROL_MODEL, PARENT, CellHost, Role, Start
-from titer.study.spec import Candidate
 from titer.study.uses import DataUse, Stage
 
 
@@ -16,7 +16,7 @@ class Candidates:
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces
         study = pieces.study
-        self.base = self.root = Subject(Start(ref=study.model))
+        self.base = self.root = Origin(Start(ref=study.model))
         if study.align:
             role = Role(purpose="align", seed=study.align.seed)
             self.base = self._built(
@@ -24,24 +24,24 @@ class Candidates:
             )
         self._made = {c.name: self._all(c) for c in study.candidates}
 
-    def of(self, candidate: str, seed_index: int = 0) -> Subject:
+    def of(self, candidate: str, seed_index: int = 0) -> Origin:
         """The checkpoint that the seed of this index meets (modulo their number)."""
         made = self._made[candidate]
         return made[seed_index % len(made)]
 
-    def every(self, candidate: str) -> tuple[Subject, ...]:
+    def every(self, candidate: str) -> tuple[Origin, ...]:
         """All checkpoints of a candidate, in the order of its seeds."""
         return self._made[candidate]
 
     def retrained(
         self, candidate: Candidate, domains: Iterable[str], group: str
-    ) -> tuple[Subject, ...]:
+    ) -> tuple[Origin, ...]:
         """The candidate's checkpoints, its defense trained on a group of domains alone."""
         return self._all(candidate, domains, group)
 
     def _all(
         self, candidate: Candidate, domains: Iterable[str] | None = None, group: str = ""
-    ) -> tuple[Subject, ...]:
+    ) -> tuple[Origin, ...]:
         several = len(candidate.seeds) > 1
         return tuple(
             self._one(candidate, seed, domains, group, seed if several else None)
@@ -55,11 +55,11 @@ class Candidates:
         domains: Iterable[str] | None,
         group: str,
         defense_seed: int | None,
-    ) -> Subject:
+    ) -> Origin:
         field = f"candidates.{candidate.name}"
-        subject = self._with_models(self.base)
+        origin = self._with_models(self.base)
         if candidate.model is not None:
-            subject = self._with_models(Subject(Start(ref=candidate.model)))
+            origin = self._with_models(Origin(Start(ref=candidate.model)))
         for k, stage in enumerate(candidate.stages):
             role = Role(
                 purpose="defense",
@@ -70,35 +70,35 @@ class Candidates:
                 defended_on=group,
             )
             data = stage.data or self.pieces.study.defense_data or DataUse()
-            subject = self._built(subject, stage, data, seed, role, field, domains)
+            origin = self._built(origin, stage, data, seed, role, field, domains)
         service = None
         if candidate.service:
             data = candidate.service.data or self.pieces.study.defense_data or DataUse()
             use, where = candidate.service.method, f"{field}.service"
             bound = self.pieces.method("service", use, data, where, domains=domains)
             service = Service(bound.method, CellHost(method=bound.cell, texts=bound.texts))
-        return Subject(subject.start, subject.models, service, defense_seed)
+        return Origin(origin.start, origin.models, service, defense_seed)
 
-    def _with_models(self, subject: Subject) -> Subject:
+    def _with_models(self, origin: Origin) -> Origin:
         """With the further models that every cell can have. To the study's own alignment stage the
         control is the model it starts from."""
         named = {name: Start(ref=ref) for name, ref in self.pieces.study.models.items()}
-        named |= {PARENT: subject.start, CONTROL_MODEL: self.base.start}
-        return Subject(subject.start, named)
+        named |= {PARENT: origin.start, CONTROL_MODEL: self.base.start}
+        return Origin(origin.start, named)
 
     def _built(
         self,
-        subject: Subject,
+        origin: Origin,
         stage: Stage,
         data: DataUse,
         seed: int,
         role: Role,
         field: str,
         domains: Iterable[str] | None = None,
-    ) -> Subject:
-        """The model a defender's stage makes of `subject`."""
+    ) -> Origin:
+        """The model a defender's stage makes of `origin`."""
         method = self.pieces.method("defense", stage.method, data, field, domains=domains)
         made = self.pieces.add(
-            self._with_models(subject), role, method=method, seed=seed, steps=stage.steps, keep=True
+            self._with_models(origin), role, method=method, seed=seed, steps=stage.steps, keep=True
         )
-        return self._with_models(Subject(Start(ref=subject.start.ref, parent=made)))
+        return self._with_models(Origin(Start(ref=origin.start.ref, parent=made)))

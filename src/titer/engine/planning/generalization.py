@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 from titer.engine.planning.candidates import Candidates
-from titer.engine.planning.pieces import Pieces, Subject
+from titer.engine.planning.pieces import Pieces, Origin
 from titer.engine.planning.resistance import Chosen, attacked, harm_measures
+from titer.study.candidate import CONTROL
 from titer.study.cell import Role
-from titer.study.spec import CONTROL
 
 
 def add(pieces: Pieces, candidates: Candidates, chosen: Chosen) -> None:
@@ -22,7 +22,7 @@ def add(pieces: Pieces, candidates: Candidates, chosen: Chosen) -> None:
             continue
         if candidate.model is not None:
             continue  # its defender's domains are unknown, so there is nothing to cross
-        rows: dict[str, tuple[Subject, ...]] = {"": candidates.every(candidate.name)}
+        rows: dict[str, tuple[Origin, ...]] = {"": candidates.every(candidate.name)}
         if candidate.defenses:
             rows = {
                 group: candidates.retrained(candidate, domains, group)
@@ -34,15 +34,15 @@ def add(pieces: Pieces, candidates: Candidates, chosen: Chosen) -> None:
         for (row, made), (column, domains) in itertools.product(rows.items(), spec.groups.items()):
             measures = harm_measures(pieces, domains)
             for index, seed in enumerate(spec.seeds):
-                subject = made[index % len(made)]
+                origin = made[index % len(made)]
                 role = Role(
                     purpose="generalization",
                     candidate=candidate.name,
                     attack=attack.label,
                     seed=seed,
-                    defense_seed=subject.defense_seed,
+                    defense_seed=origin.defense_seed,
                     defended_on=row,
                     attacked_on=column,
                     point=point,
                 )
-                attacked(pieces, subject, attack, point, role, measures=measures, domains=domains)
+                attacked(pieces, origin, attack, point, role, measures=measures, domains=domains)

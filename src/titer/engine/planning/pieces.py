@@ -15,7 +15,7 @@ from titer.measures.measure import Measure
 from titer.measures.registry import resolve_measure
 from titer.methods.method import Method
 from titer.methods.registry import resolve
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
 from titer.study.cell import (
     Cell,
     CellHost,
@@ -49,7 +49,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Origin:
     """What a cell starts from: where the model is found, the further models it may read by name,
     and the service that runs its method, if any. defense_seed: which checkpoint of several it is.
     """
@@ -82,7 +82,7 @@ class Pieces:
 
     def add(
         self,
-        subject: Subject,
+        origin: Origin,
         role: Role,
         *,
         method: Bound | None = None,
@@ -92,15 +92,13 @@ class Pieces:
         """Plan a cell, or give one that is planned already a further role. Returns its digest.
         models: names of further models beside those the method asks for."""
         runtime = self.study.runtime
-        wanted = (method.models(subject) if method else {}) | {
-            name: subject.models[name] for name in models
+        wanted = (method.models(origin) if method else {}) | {
+            name: origin.models[name] for name in models
         }
-        host = (
-            subject.service.host if subject.service and method and not fields.get("keep") else None
-        )
+        host = origin.service.host if origin.service and method and not fields.get("keep") else None
         cell = Cell(
-            model=identify(subject.start.ref),
-            parent=subject.start.parent,
+            model=identify(origin.start.ref),
+            parent=origin.start.parent,
             method=method.cell if method else None,
             texts=method.texts if method else {},
             models={name: located(start) for name, start in wanted.items()},
@@ -115,7 +113,7 @@ class Pieces:
             digest=address,
             cell=cell,
             roles=(*before.roles, role) if before else (role,),
-            start=subject.start,
+            start=origin.start,
             models=wanted,
             facts=method.facts if method else None,
         )
@@ -288,11 +286,11 @@ class Bound:
     facts: MethodFacts
     field: str
 
-    def models(self, subject: Subject) -> dict[str, Start]:
+    def models(self, origin: Origin) -> dict[str, Start]:
         """The further models it asks for, and its host if it has one. Raises StudyError naming one
         that the study lacks; ThreatModelError for an edit where a service does the training."""
         names = set(self.method.wanted())
-        if subject.service and self.method.kind == "attack":
+        if origin.service and self.method.kind == "attack":
             if not self.facts.trains:
                 raise ThreatModelError(
                     f"{self.method.name} edits weights, which a customer of a fine-tuning service "
@@ -301,16 +299,16 @@ class Bound:
                     value=self.method.name,
                     expected="an attack that trains",
                 )
-            names |= set(subject.service.method.wanted())
+            names |= set(origin.service.method.wanted())
         for name in sorted(names):
-            if name not in subject.models:
+            if name not in origin.models:
                 raise StudyError(
                     f"{self.method.name} needs a further model",
                     field="models",
                     value=name,
                     expected=f"`models: {{{name}: …}}` in the study",
                 )
-        return {name: subject.models[name] for name in sorted(names)}
+        return {name: origin.models[name] for name in sorted(names)}
 
 
 def _resolved(

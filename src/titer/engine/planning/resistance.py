@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Iterable
 
 from titer.engine.planning.candidates import Candidates
-from titer.engine.planning.pieces import Bound, Pieces, Subject
+from titer.engine.planning.pieces import Bound, Pieces, Origin
 from titer.engine.planning.search import Grid, Point, cheapest_breach, chosen
 from titer.errors import StudyError
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
+from titer.study.candidate import Candidate
 from titer.study.cell import CellMeasure, Role, StopRule
-from titer.study.conditions import FlopsBudget
-from titer.study.spec import AttackUse, Candidate, MethodUse
+from titer.study.resistance import FlopsBudget
+from titer.study.spec import AttackUse, MethodUse
 
 Chosen = dict[tuple[str, str], Point | None]
 """(candidate, attack) → the searched settings to confirm; None while the search is not finished."""
@@ -40,16 +41,16 @@ def _search(
     def run(point: Point) -> tuple[CellRecord, ...] | None:
         digests = []
         for index, seed in enumerate(spec.search_seeds):
-            subject = candidates.of(candidate.name, index)
+            origin = candidates.of(candidate.name, index)
             role = Role(
                 purpose="search",
                 candidate=candidate.name,
                 attack=attack.label,
                 seed=seed,
-                defense_seed=subject.defense_seed,
+                defense_seed=origin.defense_seed,
                 point=point,
             )
-            digests.append(attacked(pieces, subject, attack, point, role, measures=harm))
+            digests.append(attacked(pieces, origin, attack, point, role, measures=harm))
         return pieces.finished(digests)
 
     return chosen(Grid(cheapest_breach(spec.phi)), attack.search, run)
@@ -64,17 +65,17 @@ def _confirm(
     # A horizon-dependent schedule shares no prefix: every budget of the grid is trained on its own.
     budgets = [None] if free else list(grid[1:])
     for (index, seed), budget in itertools.product(enumerate(spec.seeds), budgets):
-        subject = candidates.of(candidate.name, index)
+        origin = candidates.of(candidate.name, index)
         role = Role(
             purpose="attack",
             candidate=candidate.name,
             attack=attack.label,
             seed=seed,
-            defense_seed=subject.defense_seed,
+            defense_seed=origin.defense_seed,
             point=point,
             prefix_budget=budget,
         )
-        attacked(pieces, subject, attack, point, role, measures=harm_measures(pieces))
+        attacked(pieces, origin, attack, point, role, measures=harm_measures(pieces))
 
 
 def bound(
@@ -88,7 +89,7 @@ def bound(
 
 def attacked(
     pieces: Pieces,
-    subject: Subject,
+    origin: Origin,
     attack: AttackUse,
     point: Point,
     role: Role,
@@ -104,7 +105,7 @@ def attacked(
     budget = role.prefix_budget
     method = bound(pieces, attack, point, domains)
     return pieces.add(
-        subject,
+        origin,
         role,
         method=method,
         seed=role.seed,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Protocol
 
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
 
 Point = dict[str, Any]
 """Settings field → value of one trial."""

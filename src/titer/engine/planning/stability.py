@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from titer.engine.planning.candidates import Candidates
-from titer.engine.planning.pieces import Pieces, Subject
+from titer.engine.planning.pieces import Pieces, Origin
 from titer.study.cell import BEFORE_ALIGNMENT, CONTROL_MODEL, CellMeasure, Role
 
 
@@ -19,17 +19,17 @@ def add(pieces: Pieces, candidates: Candidates) -> None:
     for candidate in study.candidates:
         # A model from elsewhere is looked at in any case: its record tells what was loaded.
         if looks or candidate.model is not None:
-            for subject in candidates.every(candidate.name):
+            for origin in candidates.every(candidate.name):
                 compared = (CONTROL_MODEL,) if candidate.model is not None else ()
-                _look(pieces, subject, candidate.name, looks, compared)
+                _look(pieces, origin, candidate.name, looks, compared)
 
 
 def _look(
     pieces: Pieces,
-    subject: Subject,
+    origin: Origin,
     candidate: str,
     measures: tuple[CellMeasure, ...],
     compared: tuple[str, ...] = (),
 ) -> None:
-    role = Role(purpose="stability", candidate=candidate, defense_seed=subject.defense_seed)
-    pieces.add(subject, role, probes=(0,), measures=measures, models=compared)
+    role = Role(purpose="stability", candidate=candidate, defense_seed=origin.defense_seed)
+    pieces.add(origin, role, probes=(0,), measures=measures, models=compared)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 
 from titer.engine.planning.candidates import Candidates
-from titer.engine.planning.pieces import Pieces, Subject
+from titer.engine.planning.pieces import Pieces, Origin
 from titer.engine.planning.search import Grid, Point, best_score, chosen
-from titer.records.model import CellRecord
+from titer.records.record import CellRecord
+from titer.study.candidate import Candidate
 from titer.study.cell import Role
-from titer.study.spec import Candidate, MethodUse, Task, Trainability, geometric
+from titer.study.spec import MethodUse, Task, Trainability, geometric
 
 
 def add(pieces: Pieces, candidates: Candidates) -> None:
@@ -22,9 +23,9 @@ def add(pieces: Pieces, candidates: Candidates) -> None:
         if point is None:
             continue
         for index, seed in enumerate(spec.seeds):
-            subject = candidates.of(candidate.name, index)
-            role = _role("trainability", candidate, task, subject, seed, point)
-            _trained(pieces, subject, spec, task, point, role, part=None)
+            origin = candidates.of(candidate.name, index)
+            role = _role("trainability", candidate, task, origin, seed, point)
+            _trained(pieces, origin, spec, task, point, role, part=None)
 
 
 def _search(
@@ -33,29 +34,29 @@ def _search(
     def run(point: Point) -> tuple[CellRecord, ...] | None:
         digests = []
         for index, seed in enumerate(spec.search_seeds):
-            subject = candidates.of(candidate.name, index)
-            role = _role("trainability_search", candidate, task, subject, seed, point)
+            origin = candidates.of(candidate.name, index)
+            role = _role("trainability_search", candidate, task, origin, seed, point)
             part = task.search_part
-            digests.append(_trained(pieces, subject, spec, task, point, role, part=part))
+            digests.append(_trained(pieces, origin, spec, task, point, role, part=part))
         return pieces.finished(digests)
 
     return chosen(Grid(best_score("task")), spec.search, run)
 
 
-def _role(purpose, candidate: Candidate, task: Task, subject: Subject, seed: int, point: Point):
+def _role(purpose, candidate: Candidate, task: Task, origin: Origin, seed: int, point: Point):
     return Role(
         purpose=purpose,
         candidate=candidate.name,
         task=task.name,
         seed=seed,
-        defense_seed=subject.defense_seed,
+        defense_seed=origin.defense_seed,
         point=point,
     )
 
 
 def _trained(
     pieces: Pieces,
-    subject: Subject,
+    origin: Origin,
     spec: Trainability,
     task: Task,
     point: Point,
@@ -67,7 +68,7 @@ def _trained(
     recipe = MethodUse(name=spec.recipe.name, settings={**spec.recipe.settings, **point})
     where, text = "trainability.recipe", f"trainability.{task.name}"
     return pieces.add(
-        subject,
+        origin,
         role,
         method=pieces.method("attack", recipe, task.data, where, text_field=text),
         seed=role.seed,

@@ -5,49 +5,27 @@ Only the model's files are needed, not its weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from titer.data.encoding import messages, prompt_text, response_text
-from titer.data.examples import Example
 from titer.data.pools import Pools
-from titer.engine.estimate import measure_key
 from titer.engine.preflight.finding import Finding, error, notice
+from titer.engine.preflight.lengths import (
+    ASKED,
+    UNKNOWN,
+    Asked,
+    Trained,
+    answers_of,
+    asked_texts,
+    request_of,
+    trained_texts,
+)
 from titer.engine.preflight.outline import Outline, positions
 from titer.errors import StudyError
 from titer.measures.generate import stop_tokens
-from titer.measures.measure import Measure
-from titer.measures.registry import resolve_measure
 from titer.measures.requests import Generate, Openings, Read, Score, wrapped
-from titer.methods.registry import resolve
-from titer.study.base import canonical
-from titer.study.cell import CellMeasure, CellMethod, PartUse, Planned
-
-ASKED = Example(prompt="What is the capital of France?", response="The capital is Paris.")
-"""Stands for any conversation where the template is looked at."""
-UNKNOWN = 0.1
-"""Share of unknown tokens from which a text counts as foreign to the tokenizer."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Text that methods train on. answers: those of its fields that are taught; empty: prompts
-    only."""
-
-    methods: str
-    part: str
-    answers: tuple[str, ...]
-    max_length: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Text a measure reads."""
-
-    measure: Measure
-    part: str
-    examples: tuple[Example, ...]
+from titer.study.cell import Planned
 
 
 def text_findings(outline: Outline, cells: Sequence[Planned], pools: Pools) -> list[Finding]:
@@ -87,8 +65,8 @@ class _Check:
         self.outline, self.pools = outline, pools
         self.ref, self.words = outline.ref, outline.tokenizer
         self.bundle = outline.bundle
-        self.trained = _trained(cells)
-        self.asked = list(_asked(cells, pools))
+        self.trained = trained_texts(cells)
+        self.asked = list(asked_texts(cells, pools))
         most = [m for m in (outline.context, positions(outline.skeleton)) if m is not None]
         self.most = min(most, default=None)
 
@@ -162,7 +140,7 @@ class _Check:
     # -- stop tokens ----------------------------------------------------------------------------
 
     def stops(self) -> Iterator[Finding]:
-        generated = [a.measure.name for a in self.asked if isinstance(_request(a), Generate)]
+        generated = [a.measure.name for a in self.asked if isinstance(request_of(a), Generate)]
         severe = error if generated else notice
         whom = f"{generated[0]} cuts no reply of {self.ref}" if generated else ""
         stops = stop_tokens(self.bundle)
@@ -207,7 +185,7 @@ class _Check:
                 "the tokenizer that belongs to the model",
             )
         for asked in self.asked:
-            request = _request(asked)
+            request = request_of(asked)
             if isinstance(request, Openings):
                 yield from self._openings(asked.measure.name, request.texts)
 
@@ -317,7 +295,7 @@ class _Check:
 
     def _needed(self, asked: Asked) -> Iterator[int]:
         """Tokens of every item with what a measure adds to it."""
-        request = _request(asked)
+        request = request_of(asked)
         for example in asked.examples:
             match request:
                 case Generate():
@@ -327,61 +305,8 @@ class _Check:
                     prompt = self.bundle.prompt(wrapped(example, request.wrap))
                     yield len(prompt) + max(len(self._ids(t)) for t in request.texts)
                 case Score():
-                    for answer in _answers(example, request.answers):
+                    for answer in answers_of(example, request.answers):
                         row = self.bundle.encode(wrapped(example, request.wrap), answer)
                         yield len(row.prompt) + len(row.response)
                 case Read():
                     yield min(request.tokens, len(self._ids(example.text or "")))
-
-
-def _request(asked: Asked) -> Any:
-    return asked.measure.request()
-
-
-def _answers(example: Example, which: str) -> list[str]:
-    if which == "choices":
-        return list(example.choices)
-    answer = getattr(example, which)
-    return [] if answer is None else [answer]
-
-
-def _trained(cells: Iterable[Planned]) -> list[Trained]:
-    """Text by what is taught of it, with all methods that train on it so."""
-    found: dict[tuple[str, tuple[str, ...], int], dict[str, None]] = {}
-    for planned in cells:
-        cell, host = planned.cell, planned.cell.host
-        pairs = [(cell.method, cell.texts)] if cell.method else []
-        pairs += [(host.method, host.texts)] if host else []
-        for method, texts in pairs:
-            for part, answers in _taught(method, texts):
-                found.setdefault((part, answers, cell.max_length), {})[method.name] = None
-    return [Trained(", ".join(names), *key) for key, names in found.items()]
-
-
-def _taught(spec: CellMethod, texts: dict[str, PartUse]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(part, answers it is taught) of every slot."""
-    method = resolve(spec.kind, spec.name, spec.settings)
-    needs = [need.partition(".") for need in method.needed()]
-    for slot, use in texts.items():
-        answers = {answer for s, _, answer in needs if s in ("", slot) and answer}
-        asked = {s for s, _, _ in needs} & {"", slot}
-        if not asked and method.trains:  # text it can do without, such as what it is to retain
-            answers = {"response"}
-        yield use.part, tuple(sorted(answers))
-
-
-def _asked(cells: Iterable[Planned], pools: Pools) -> Iterator[Asked]:
-    """Each measure once per text it reads."""
-    specs: dict[str, CellMeasure] = {}
-    for planned in cells:
-        for spec in planned.cell.measures:
-            specs.setdefault(
-                canonical([measure_key(spec), spec.text and spec.text.model_dump()]), spec
-            )
-    for spec in specs.values():
-        measure = resolve_measure(spec.name, spec.settings)
-        if spec.text is None:
-            yield Asked(measure, "its own items", tuple(measure.own_items() or ()))
-        else:
-            examples = pools.part(spec.text.part, spec.text.domains)[: spec.text.examples]
-            yield Asked(measure, spec.text.part, tuple(examples))

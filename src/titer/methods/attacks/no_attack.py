@@ -7,8 +7,8 @@ from titer.methods.runs import EditRun
 
 
 class NoAttack(Attack):
-    """Leaves the model as it is: harm at any budget is the harm at 0. A reference, never evidence of
-    resistance.
+    """Leaves the model as it is: harm at any budget is the harm at 0. A reference, never evidence
+    of resistance.
     """
 
     name = "no_attack"

@@ -28,7 +28,8 @@ class Lisa(Training, ServiceDefense):
 
     name = "lisa"
     reference = (
-        "Huang et al. 2024 (arXiv 2405.18641), Algorithm 1; published settings rho 1, 100 alignment "
+        "Huang et al. 2024 (arXiv 2405.18641), Algorithm 1; published settings rho 1, "
+        "100 alignment "
         "steps to 900 of the customer"
     )
     cost = "1F+1B per step of either side"
