@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from titer.engine.planning.pieces import Pieces, Service, Origin
+from titer.engine.planning.pieces import Origin, Pieces, Service
 from titer.study.candidate import Candidate
 from titer.study.cell import CONTROL_MODEL, PARENT, CellHost, Role, Start
 from titer.study.uses import DataUse, Stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from titer.engine.planning.candidates import Candidates
-from titer.engine.planning.pieces import Pieces, Origin
+from titer.engine.planning.pieces import Origin, Pieces
 from titer.engine.planning.resistance import Chosen, attacked, harm_measures
 from titer.study.candidate import CONTROL
 from titer.study.cell import Role

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 
 from titer.engine.planning.candidates import Candidates
-from titer.engine.planning.pieces import Bound, Pieces, Origin
+from titer.engine.planning.pieces import Bound, Origin, Pieces
 from titer.engine.planning.search import Grid, Point, cheapest_breach, chosen
 from titer.errors import StudyError
 from titer.records.record import CellRecord

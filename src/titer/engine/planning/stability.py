@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from titer.engine.planning.candidates import Candidates
-from titer.engine.planning.pieces import Pieces, Origin
+from titer.engine.planning.pieces import Origin, Pieces
 from titer.study.cell import BEFORE_ALIGNMENT, CONTROL_MODEL, CellMeasure, Role
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from titer.engine.planning.candidates import Candidates
-from titer.engine.planning.pieces import Pieces, Origin
+from titer.engine.planning.pieces import Origin, Pieces
 from titer.engine.planning.search import Grid, Point, best_score, chosen
 from titer.records.record import CellRecord
 from titer.study.candidate import Candidate
