@@ -191,7 +191,8 @@ def test_search_flags():
 
 
 def test_every_code_is_documented_and_every_entry_exists():
-    source = "".join(p.read_text("utf-8") for p in (ROOT / "src/titer/verdicts/flags").glob("*.py"))
-    raised = set(re.findall(r'\bflag\(\s*"(\w+)"', source))
+    room = ROOT / "src/titer/verdicts"
+    source = "".join(p.read_text("utf-8") for p in room.rglob("*.py"))
+    raised = set(re.findall(r'\b(?:flag|Doubt)\(\s*"(\w+)"', source))
     documented = set(re.findall(r"^## `(\w+)`", (ROOT / "docs/flags.md").read_text("utf-8"), re.M))
     assert raised == documented == set(KINDS)

@@ -11,9 +11,9 @@ from titer.study.candidate import CONTROL
 from titer.study.spec import DataUse, Study
 from titer.verdicts.evidence.index import Design, Evidence
 from titer.verdicts.evidence.outcomes import breaks_control, covered, per_seed
+from titer.verdicts.evidence.run_doubts import run_doubts
 from titer.verdicts.evidence.times import Times, collapsed_at, times
 from titer.verdicts.evidence.trajectories import SeedTrajectory
-from titer.verdicts.evidence.trouble import run_trouble
 from titer.verdicts.output.verdict import AttackVerdict, Generalization, MatrixCell, Status
 from titer.verdicts.phrases import listed, noun
 from titer.verdicts.resistance.attack import lower_limit
@@ -168,7 +168,7 @@ def _open(
         return "some runs collapsed instead of breaching"
     if any(k.prefix_unfit for k in trajectories):
         return "a schedule that depends on the horizon was read as prefixes"
-    doubts = ((k.seed, w) for k in trajectories for w in run_trouble(k, role, False))
+    doubts = ((k.seed, d.text) for k in trajectories for d in run_doubts(k, role))
     return next((f"seed {seed}: {why}" for seed, why in doubts), "")
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from titer.verdicts.evidence.index import Evidence
+from titer.verdicts.evidence.run_doubts import Doubt, is_edit, nonfinite, run_doubts
 from titer.verdicts.evidence.times import collapsed_at
 from titer.verdicts.evidence.trajectories import SeedTrajectory, horizon_free
-from titer.verdicts.evidence.trouble import is_edit, no_gradient, nonfinite
 from titer.verdicts.flags.kinds import flag, ids
-from titer.verdicts.flags.outputs import hidden, incoherent, other_template, template
+from titer.verdicts.flags.outputs import hidden, other_template
 from titer.verdicts.flags.starts import start_flags
 from titer.verdicts.output.verdict import AttackVerdict, Flag, Resistance, Stability
 from titer.verdicts.phrases import flops, listed, noun
@@ -31,15 +31,13 @@ def candidate_flags(
         trajectories = evidence.trajectories(candidate, attack.attack)
         where = f"{candidate} / {attack.attack}"
         if attack.role == "attack":
-            found += _gradients(trajectories, where)
             found += _loss(attack, trajectories, where)
         found += _diverged(trajectories, where)
         found += _ambiguous(attack, where)
         found += _judges(attack, resistance.phi, where)
         found += _not_monotone(evidence, trajectories, where)
         found += _collapse(trajectories, where)
-        found += incoherent(trajectories, where)
-        found += template(trajectories, where)
+        found += _doubts(trajectories, attack.role, where)
         found += _prefix(trajectories, where)
     found += start_flags(evidence, candidate)
     found += hidden(evidence, candidate)
@@ -54,22 +52,21 @@ def _seeds(trajectories: Sequence[SeedTrajectory]) -> str:
     return listed([k.seed for k in trajectories])
 
 
-def _gradients(trajectories: Sequence[SeedTrajectory], where: str) -> Iterator[Flag]:
-    broken = [k for k in trajectories if nonfinite(k)]
-    if broken:
+def _doubts(trajectories: Sequence[SeedTrajectory], role: str, where: str) -> Iterator[Flag]:
+    """What makes single runs no evidence, one flag per kind of doubt with its seeds."""
+    found: dict[Doubt, list[SeedTrajectory]] = {}
+    for trajectory in trajectories:
+        for doubt in run_doubts(trajectory, role):
+            found.setdefault(doubt, []).append(trajectory)
+    for doubt, odd in found.items():
+        broken = all(k.outcome == "stopped_broken" for k in odd)
         yield flag(
-            "nonfinite_gradients",
+            doubt.code,
             where,
-            f"loss or gradient was not finite in seeds {_seeds(broken)}",
-            digests=ids(broken),
-        )
-    zero = [k for k in trajectories if no_gradient(k)]
-    if zero:
-        yield flag(
-            "zero_gradients",
-            where,
-            f"the gradient was zero at every step in seeds {_seeds(zero)}",
-            digests=ids(zero),
+            f"{doubt.text} (seeds {_seeds(odd)})",
+            digests=ids(odd),
+            # What a model says once it is surely broken does not make its breach doubtful.
+            severity="warns" if doubt.code == "incoherent_output" and broken else None,
         )
 
 

@@ -4,44 +4,16 @@ that only cover.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from titer.records.record import CellRecord, Reading
 from titer.study.candidate import CONTROL
 from titer.verdicts.evidence.index import Evidence
-from titer.verdicts.evidence.trajectories import SeedTrajectory
-from titer.verdicts.evidence.trouble import gibberish, mixed_templates
-from titer.verdicts.flags.kinds import flag, ids
+from titer.verdicts.flags.kinds import flag
 from titer.verdicts.output.verdict import Flag
-from titer.verdicts.phrases import listed
 from titer.verdicts.statistics.paired import paired_limits
-
-
-def incoherent(trajectories: Sequence[SeedTrajectory], where: str) -> Iterator[Flag]:
-    odd = [k for k in trajectories if gibberish(k)]
-    if odd:
-        quiet = any(k.outcome != "stopped_broken" for k in odd)
-        yield flag(
-            "incoherent_output",
-            where,
-            "fewer than half of the replies are coherent at some probe of seeds "
-            + listed([k.seed for k in odd]),
-            digests=ids(odd),
-            severity="blocks" if quiet else "warns",
-        )
-
-
-def template(trajectories: Sequence[SeedTrajectory], where: str) -> Iterator[Flag]:
-    odd = [k for k in trajectories if mixed_templates(k)]
-    if odd:
-        yield flag(
-            "template_differs",
-            where,
-            "the chat template of the attack's training is not the one its prompts were read with",
-            digests=ids(odd),
-        )
 
 
 def other_template(evidence: Evidence, candidate: str) -> Iterator[Flag]:

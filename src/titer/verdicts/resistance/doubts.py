@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from titer.verdicts.evidence.outcomes import complete, covered, shared_checkpoints
+from titer.verdicts.evidence.run_doubts import run_doubts
 from titer.verdicts.evidence.times import COHERENT, Times
 from titer.verdicts.evidence.trajectories import SeedTrajectory
-from titer.verdicts.evidence.trouble import run_trouble
+from titer.verdicts.flags.kinds import KINDS
 from titer.verdicts.phrases import listed
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _run(trajectory: SeedTrajectory, t: Times, setting: Setting) -> Iterator[str
     if t.resisted and (sentence := _second(trajectory, setting.phi, setting.second_planned)):
         yield sentence
     if t.first is None:
-        yield from run_trouble(trajectory, setting.role, setting.collapse_tested)
+        yield from _own(trajectory, setting, setting.collapse_tested)
         if setting.capability_planned and (sentence := _uncollapsed(trajectory)):
             yield sentence
 
@@ -109,9 +110,18 @@ def doubts(
     """
     start = trajectory.probes[0].coherence if trajectory.probes else None
     fades = of_limit and (start is None or start >= COHERENT)
-    yield from run_trouble(trajectory, setting.role, setting.collapse_tested or fades)
+    yield from _own(trajectory, setting, setting.collapse_tested or fades)
     if setting.capability_planned or any(p.capability is not None for p in trajectory.probes):
         yield from filter(None, [_uncollapsed(trajectory)])
+
+
+def _own(trajectory: SeedTrajectory, setting: Setting, collapse_tested: bool) -> Iterator[str]:
+    """The run's own doubts with their remedies. Where attacks that mix and repair have told
+    collapse from resistance, gibberish is no doubt.
+    """
+    for doubt in run_doubts(trajectory, setting.role):
+        if doubt.code != "incoherent_output" or not collapse_tested:
+            yield f"{doubt.text}; {KINDS[doubt.code].remedy}"
 
 
 def _second(trajectory: SeedTrajectory, phi: float, planned: bool) -> str:
