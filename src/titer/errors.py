@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TiterError(Exception):
@@ -44,7 +45,7 @@ class TiterError(Exception):
             parts.append(f"To do: {remedy if remedy.endswith('?') else remedy.rstrip('.') + '.'}")
         super().__init__(" ".join(parts))
 
-    def __reduce__(self):  # worker processes send these back to the parent by pickling
+    def __reduce__(self) -> tuple[Any, ...]:  # workers send errors to their parent by pickling
         return _rebuild, (
             type(self),
             self.problem,
@@ -55,7 +56,14 @@ class TiterError(Exception):
         )
 
 
-def _rebuild(cls, problem, field, value, expected, remedy):
+def _rebuild(
+    cls: type[TiterError],
+    problem: str,
+    field: str | None,
+    value: object,
+    expected: str | None,
+    remedy: str | None,
+) -> TiterError:
     return cls(problem, field=field, value=value, expected=expected, remedy=remedy)
 
 
@@ -73,9 +81,6 @@ class StudyError(UsageError):
 
 class UnknownNameError(UsageError):
     """A method, measure, study or source that no registry knows."""
-
-    def __init__(self, problem, *, field=None, value=None, expected=None, remedy=None):
-        super().__init__(problem, field=field, value=value, expected=expected, remedy=remedy)
 
     @classmethod
     def among(

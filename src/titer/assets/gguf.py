@@ -38,7 +38,7 @@ def load_gguf(path: Path) -> tuple[Any, Any, dict[str, str]]:
             del config.quantization_config
         choose_pad(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         model.load_state_dict(source.state_dict())
         model.tie_weights()
         model.generation_config = copy.deepcopy(source.generation_config)

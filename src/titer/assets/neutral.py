@@ -110,7 +110,8 @@ def _logits(model: Any, *, training: bool = False) -> torch.Tensor:
     try:
         with torch.no_grad():
             fields = {"attention_mask": torch.ones_like(input_BT), "use_cache": False}
-            return model(input_ids=input_BT, **fields).logits.float()
+            logits_BTV: torch.Tensor = model(input_ids=input_BT, **fields).logits.float()
+            return logits_BTV
     finally:
         model.train(before)
 
@@ -245,7 +246,7 @@ def _generation(model: Any) -> dict[str, str]:
     if given is None:
         return {}
     settings = given.to_diff_dict()
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         **{name: value for name, value in settings.items() if name in KEPT_GENERATION}
     )
     biased = sorted(set(settings) - UNBIASED_GENERATION)

@@ -43,16 +43,17 @@ def load_tiny(
 
     place = folder / variant
     bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # 29 small tensors need none
+    # 29 small tensors need no progress bar
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = LlamaForCausalLM.from_pretrained(
             place, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
     finally:
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     provenance = {
         "name": f"tiny:{variant}",
         "version": str(world.WORLD_VERSION),

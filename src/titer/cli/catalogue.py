@@ -62,7 +62,7 @@ def _one(kind: Kind) -> Any:
 def _summary(value: Any) -> str:
     """The first sentence of a docstring, or a study's title."""
     if not inspect.isclass(value):
-        return value.title
+        return str(value.title)
     paragraph = (inspect.getdoc(value) or "").partition("\n\n")[0]
     return " ".join(paragraph.split()).partition(". ")[0].removesuffix(".")
 
@@ -149,7 +149,8 @@ def _facts(name: str, kind: Kind, cls: Any) -> dict[str, Any]:
         },
         "required": [n for n, f in fields.items() if f.is_required()],
     }
-    return to_jsonable_python(facts)
+    plain: dict[str, Any] = to_jsonable_python(facts)
+    return plain
 
 
 def _told(value: Any) -> str:

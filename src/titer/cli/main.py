@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _usage(error: Any) -> str:
     """What the parser complains about, in one line, with where to read on."""
-    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    message = str(error.format_message()).replace("Value error, ", "").rstrip(".")
     context = getattr(error, "ctx", None)
     if (
         type(error).__name__ == "NoArgsIsHelpError"

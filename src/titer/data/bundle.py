@@ -35,7 +35,7 @@ class ModelBundle:
         """The bundle with some fields replaced: another model, another wording."""
         return replace(self, **changes)
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for forward passes where the study asks for it; the weights stay fp32."""
         if self.precision == "bf16_autocast":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)

@@ -61,7 +61,7 @@ def messages(example: Example) -> list[dict[str, str]]:
 
 def _rendered(tokenizer: Any, chat: list[dict[str, str]], **options: Any) -> str:
     try:
-        return tokenizer.apply_chat_template(chat, tokenize=False, **options)
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
     except TemplateError as error:  # e.g. templates that know no system turn
         raise StudyError(
             "the model's chat template refuses a conversation",

@@ -108,7 +108,8 @@ class Rolling:
             tensors = self.directory / "tensors.safetensors"
             if stored["seal"] != _seal(stored["state"], tensors):
                 return None
-            return unpack(stored["state"], load_file(tensors))
+            state: dict[str, Any] = unpack(stored["state"], load_file(tensors))
+            return state
         except (
             Exception
         ):  # safetensors raises its own kinds; a damaged checkpoint only means starting over

@@ -181,7 +181,7 @@ def _memory(planned: Planned, parameters: Mapping[ModelRef, int | None]) -> floa
     others = {start.ref for start in planned.models.values()} - {planned.start.ref}
     further = sum(4.0 * (parameters[ref] or 0) for ref in others)
     training = 16.0 if cell.method else 4.0
-    activations = 64.0 * size**0.5 * cell.max_length * 32
+    activations = 64.0 * math.sqrt(size) * cell.max_length * 32
     return training * size + min(8.0 * size, 5e8) + further + activations + 3e8
 
 

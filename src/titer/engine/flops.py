@@ -99,7 +99,7 @@ def _whole(weight: Tensor | None) -> bool:
 def _wanted(node: Any, by_name: bool = True) -> bool:
     """Does the backward pass that runs come by this node?"""
     try:
-        return torch._C._will_engine_execute_node(node)
+        return bool(torch._C._will_engine_execute_node(node))
     except RuntimeError:  # what torch says of a leaf that `autograd.grad` is asked for by name
         return by_name
 
@@ -109,7 +109,9 @@ def _node(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.grad_fn or get_gradient_edge(tensor).node
 
 
-Rule = Callable[[Block, Any, tuple, dict, Any], None]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Rule = Callable[[Block, Any, Args, Kwargs, Any], None]
 """Enters one call of a module: the module, its arguments, its output."""
 
 
@@ -166,7 +168,7 @@ def _find(module: Any) -> Kind:
     return Kind(_router if _owned(module, 2) else None, holds)
 
 
-def _linear(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _linear(block: Block, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
     source = args[0] if args else _source(args, kwargs)
     weight = module._parameters.get("weight")
     if weight is None:  # parametrised: trained if anything behind it is
@@ -175,19 +177,19 @@ def _linear(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -
     block.product(2 * source.numel() * module.out_features, source, weight)
 
 
-def _conv1d(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _conv1d(block: Block, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
     source = _source(args, kwargs)
     block.inputs[module.nx] = source
     block.product(2 * source.numel() * module.nf, source, module._parameters.get("weight"))
 
 
-def _convolution(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _convolution(block: Block, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
     source = _source(args, kwargs)
     depth = module.in_channels // module.groups * prod(module.kernel_size)
     block.product(2 * output.numel() * depth, source, module._parameters.get("weight"))
 
 
-def _router(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _router(block: Block, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
     """A module that multiplies by a matrix of its own, as the sizes of what goes in and out say."""
     source = _source(args, kwargs)
     widths = {t.shape[-1:] for t in _tensors(output) if t.is_floating_point()}
@@ -198,7 +200,7 @@ def _router(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -
                 break
 
 
-def _experts(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _experts(block: Block, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
     """Stacked experts. An index tells which take which position; without it, each row has one."""
     source = _source(args, kwargs)
     given = _tensors((*args[1:], *kwargs.values()))
@@ -214,7 +216,7 @@ def _experts(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) 
         before.append(stack)
 
 
-def _adapter(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _adapter(block: Block, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
     """peft's LoRA of parameters: every pass multiplies the factors and adds the product."""
     off = module.disable_adapters or module.merged
     names = [] if off else [n for n in module.active_adapters if n in module.lora_A]
@@ -226,7 +228,7 @@ def _adapter(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) 
         block.flops += flops if short else 0
 
 
-def _attention(block: Block, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+def _attention(block: Block, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
     """Scores and values; the projections are modules of their own."""
     hidden = args[0] if args else kwargs.get("hidden_states")
     try:
@@ -253,7 +255,7 @@ def _heads(module: Any) -> tuple[int, int, int]:
     return heads, _size(module, "qk_head_dim") or size, _size(module, "v_head_dim") or size
 
 
-def _keys(module: Any, hidden: Tensor, kwargs: dict, output: Any) -> int:
+def _keys(module: Any, hidden: Tensor, kwargs: Kwargs, output: Any) -> int:
     """How many positions the queries look at, those of a cache included."""
     across = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
     if isinstance(across, Tensor):
@@ -283,7 +285,7 @@ def _owned(module: Any, dimensions: int) -> list[Tensor]:
     return [p for p in (*own, *changed) if p.dim() == dimensions]
 
 
-def _source(args: tuple, kwargs: dict) -> Any:
+def _source(args: Args, kwargs: Kwargs) -> Any:
     return args[0] if args else next(_tensors(kwargs), None)
 
 

@@ -93,11 +93,11 @@ class Meter:
         flops.charged.append(self.passes.charge)
         if self._exact:
             self._counter = _Torch(display=False, custom_mapping=_kernels())
-            self._counter.__enter__()
+            self._counter.__enter__()  # type: ignore[no-untyped-call]
 
     def _stop(self) -> None:
         if self._counter:
-            self._counter.__exit__(None, None, None)
+            self._counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         flops.charged.pop()
         self._flops[self._account] += self._flops_of_block()
         self._counter, self.passes.flops = None, 0
@@ -116,7 +116,7 @@ class Meter:
         return self._counter.get_total_flops() if self._counter else self.passes.flops
 
 
-_plain = nn.Module._call_impl
+_plain: Callable[..., Any] = nn.Module._call_impl
 _meters = 0
 """How many are alive."""
 
@@ -182,7 +182,9 @@ class _Passes:
         """FLOPs of a backward pass."""
         self.flops += more if self._products else 0
 
-    def called(self, kind: flops.Kind, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    def called(
+        self, kind: flops.Kind, module: nn.Module, args: flops.Args, kwargs: flops.Kwargs
+    ) -> Any:
         """A call of a module that does not belong to a block already, let through and counted."""
         outer = self.block
         if kind.holds == "model":
@@ -208,7 +210,7 @@ class _Passes:
         block.close(output)
         return output
 
-    def _count(self, args: tuple, kwargs: dict) -> None:
+    def _count(self, args: flops.Args, kwargs: flops.Kwargs) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         if not isinstance(ids, Tensor) or ids.dim() < 2:
@@ -259,7 +261,7 @@ def _kernels() -> dict[Any, Callable[..., int]]:
 
 
 def _attended(query: Any, key: Any, value: Any, *rest: Any, **settings: Any) -> int:
-    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return int(2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
 def _attended_backward(
@@ -272,4 +274,4 @@ def _grouped(left: Any, right: Any, *rest: Any, **settings: Any) -> int:
     """Rows in groups, each with a matrix of its own; also the gradient of these matrices, columns
     in groups with rows in groups.
     """
-    return 2 * prod(left) * right[-1]
+    return int(2 * prod(left) * right[-1])

@@ -35,8 +35,9 @@ from titer.engine.rejudge_rules import (
 from titer.errors import MeasureError, RecordError, StudyError, UsageError
 from titer.judges.cache import JudgementCache, judged
 from titer.measures.judged import JudgeUse
-from titer.measures.measure import Measure, Transcript, scored
+from titer.measures.measure import Measure, scored
 from titer.measures.registry import resolve_measure
+from titer.measures.requests import Transcript
 from titer.records.record import CellRecord, ProbeRecord, Reading
 from titer.records.store import RunStore
 from titer.study.base import canonical

@@ -54,7 +54,7 @@ def _plain_generation(model: Any) -> Iterator[None]:
     """
     holder = unwrapped(model)
     given = holder.generation_config
-    holder.generation_config = GenerationConfig()
+    holder.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

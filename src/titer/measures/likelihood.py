@@ -29,7 +29,7 @@ def answer_logprobs(
 
     Raises MeasureError if a row is longer than the model's context.
     """
-    results: list = [None] * len(rows)
+    results: list[Any] = [None] * len(rows)
     pad = bundle.tokenizer.pad_token_id
     lengths = [len(r.prompt) + len(r.response) for r in rows]
     refuse_too_long(bundle, max(lengths, default=0))

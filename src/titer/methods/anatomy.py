@@ -188,12 +188,13 @@ def mlp_out(model: Any) -> list[nn.Module]:
 
 def embedding(model: Any) -> nn.Module:
     """The token embedding; weight [V, D]."""
-    return plain(model).get_input_embeddings()
+    found: nn.Module = plain(model).get_input_embeddings()
+    return found
 
 
 def unembedding(model: Any) -> nn.Module:
     """The linear map from the normed stream to logits; weight [V, D], often the embedding's own."""
-    found = plain(model).get_output_embeddings()
+    found: nn.Module | None = plain(model).get_output_embeddings()
     if found is None:
         raise unknown(model, "has no unembedding", "a causal language model")
     return found

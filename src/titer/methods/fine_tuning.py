@@ -59,7 +59,7 @@ def imitation(bundle: ModelBundle, batches: Batches, micro_batch: int | None = N
             with bundle.autocast():
                 part = batch.rows(slice(start, start + size)) if counted else batch
                 loss = response_ce(model, part, over=counted)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return StepLog(loss=total)
 

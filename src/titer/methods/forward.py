@@ -94,7 +94,7 @@ def lens_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     projection = getattr(anatomy.backbone(model)[1], "project_out", None)  # OPT
     if projection is not None:
         hidden = projection(hidden)
-    logits = anatomy.unembedding(model)(hidden)
+    logits: torch.Tensor = anatomy.unembedding(model)(hidden)
     config = anatomy.text_config(model)
     factor = getattr(config, "logit_scale", None)  # Cohere
     if factor is not None:

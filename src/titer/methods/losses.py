@@ -5,6 +5,7 @@ first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -45,7 +46,7 @@ def mean_over(values_BS: torch.Tensor, counted_BS: torch.Tensor) -> torch.Tensor
     return (values_BS * counted_BS).sum() / counted_BS.sum().clamp(min=1)
 
 
-def response_ce(model, batch: TokenBatch, *, over: int | None = None) -> torch.Tensor:
+def response_ce(model: Any, batch: TokenBatch, *, over: int | None = None) -> torch.Tensor:
     """Mean cross-entropy (nats/token) over the response tokens of a batch: the loss of supervised
     fine-tuning. over: divide the sum by so many tokens instead, for a part of a batch.
     """

@@ -112,8 +112,11 @@ class Run(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-Objective = Callable[[Any, int], tuple[torch.Tensor, dict[str, float]]]
-"""(model, step index) → scalar loss with graph, further figures to log."""
+Loss = tuple[torch.Tensor, dict[str, float]]
+"""Scalar loss with graph, and further figures to log."""
+
+Objective = Callable[[Any, int], Loss]
+"""(model, step index) → loss."""
 
 Gradient = Callable[[Any, int], StepLog]
 """(model, step index) → log of the step, its `grad_norm` left to the run that takes the step.

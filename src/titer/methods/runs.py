@@ -77,7 +77,7 @@ def of_loss(bundle: ModelBundle, objective: Objective) -> Gradient:
     def gradient(model: Any, step: int) -> StepLog:
         with bundle.autocast():
             loss, figures = objective(model, step)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return StepLog(loss=loss.item(), figures=figures)
 
     return gradient

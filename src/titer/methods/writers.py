@@ -77,7 +77,8 @@ class Writer:
             )
         basis_DK = torch.linalg.qr((seen_KD / lengths_K[:, None]).T).Q
         here = value.movedim(self.axis, -1)
-        return (here - here @ basis_DK @ basis_DK.T).movedim(-1, self.axis)
+        left: torch.Tensor = here - here @ basis_DK @ basis_DK.T
+        return left.movedim(-1, self.axis)
 
 
 def writers(model: Any) -> list[Writer]:

@@ -22,7 +22,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from titer.errors import BusyRunError, RecordError, StorageError, UsageError
 from titer.records.plan_validation import disagreements
@@ -31,6 +33,8 @@ from titer.records.record_validation import contradiction
 from titer.records.view import RunView
 from titer.study.cell import Plan
 from titer.study.spec import STUDY_FORMAT, Study
+
+Stored = TypeVar("Stored", bound=BaseModel)
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -165,7 +169,7 @@ class RunStore:
     def plan(self) -> Plan:
         return self._load(self.root / "plan.json", Plan)
 
-    def _load(self, path: Path, cls: Any) -> Any:
+    def _load(self, path: Path, cls: type[Stored]) -> Stored:
         try:
             return cls.model_validate_json(path.read_text("utf-8"))
         except FileNotFoundError as error:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from titer.data.pools import Pools
 from titer.engine.checkpoint import EVERY_S
@@ -82,7 +83,7 @@ def run(
 class _Session:
     def __init__(
         self,
-        study,
+        study: Study,
         store: RunStore,
         pools: Pools,
         runtime: Runtime,
@@ -235,7 +236,7 @@ class _Session:
             )
         )
 
-    def _enough_with(self, running: dict) -> bool:
+    def _enough_with(self, running: Mapping[Any, Any]) -> bool:
         limit = self.options.stop_after
         return limit is not None and self.finished_here + len(running) >= limit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,8 +14,10 @@ from titer.study.base import Contradiction
 from titer.study.candidate import Candidate
 from titer.study.resistance import FlopsBudget
 
+Valid = TypeVar("Valid", bound=BaseModel)
 
-def validated(cls: type[BaseModel], raw: Any, where: str) -> Any:
+
+def validated(cls: type[Valid], raw: Any, where: str) -> Valid:
     """`cls(**raw)`, with pydantic's complaints told as one StudyError: what is wrong, in which
     field, and what would be right.
     """
@@ -134,7 +136,7 @@ def _expected(complaint: Any, cls: type[BaseModel]) -> str:
         return "a whole number"
     if kind in ("float_type", "float_parsing"):
         return "a number"
-    return complaint["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return str(complaint["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
 
 
 def _as_written(complaint: Any, raw: Any) -> list[int | str]:

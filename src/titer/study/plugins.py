@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -163,7 +163,7 @@ def plugged(group: str, base: type, taken: Mapping[str, type]) -> dict[str, type
     return found
 
 
-def _entry(group: str, entry) -> object:
+def _entry(group: str, entry: EntryPoint) -> object:
     try:
         return entry.load()
     except KeyboardInterrupt:

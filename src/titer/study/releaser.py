@@ -193,7 +193,7 @@ def _pool(
     packaged: dict[str, Any],
     count: int,
     shares: dict[str, float],
-    needs: tuple,
+    needs: tuple[str, ...],
 ) -> dict[str, Any]:
     """A pool from the user's file, cut by shares of its length; or the packaged one of about
     `count` examples.

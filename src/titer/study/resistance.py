@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from titer.study.base import Contradiction, Strict
 from titer.study.facts import AttackRole
@@ -61,7 +62,7 @@ class AttackUse(Strict):
 
     @field_validator("sweep", "search")
     @classmethod
-    def _values(cls, value):
+    def _values(cls, value: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         return no_empty_or_repeated(value)
 
     @property
@@ -126,8 +127,8 @@ class Resistance(Strict):
 
     @field_validator("seeds", "search_seeds")
     @classmethod
-    def _seeds(cls, value, info):
-        return no_repeats(value, "", info.field_name)
+    def _seeds(cls, value: tuple[int, ...], info: ValidationInfo) -> Sequence[int]:
+        return no_repeats(value, "", info.field_name or "")
 
     @model_validator(mode="after")
     def _consistent(self) -> Resistance:

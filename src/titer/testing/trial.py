@@ -155,4 +155,6 @@ def logits_of(bundle: ModelBundle, trial: Trial) -> torch.Tensor:
     rows = [bundle.encode(e, e.response or "", bundle.max_length) for e in examples]
     batch = collate(rows, bundle.tokenizer.pad_token_id, bundle.device)
     with bundle.reading() as model:
-        return model(input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False).logits
+        output = model(input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False)
+        logits_BTV: torch.Tensor = output.logits
+        return logits_BTV

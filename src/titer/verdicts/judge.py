@@ -192,7 +192,8 @@ def _mean(records: list[CellRecord], checkpoints: int) -> DefenseCost:
     costs = [r.cost for r in records]
 
     def mean(name: str) -> float:
-        return sum(getattr(c, name) for c in costs) / checkpoints
+        total: float = sum(getattr(c, name) for c in costs)
+        return total / checkpoints
 
     return DefenseCost(
         known=True,

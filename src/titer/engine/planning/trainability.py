@@ -9,7 +9,7 @@ from titer.engine.planning.pieces import Origin, Pieces
 from titer.engine.planning.search import Grid, Point, best_score, chosen
 from titer.records.record import CellRecord
 from titer.study.candidate import Candidate
-from titer.study.cell import Role
+from titer.study.cell import Purpose, Role
 from titer.study.spec import MethodUse, Task, Trainability, geometric
 
 
@@ -43,7 +43,9 @@ def _search(
     return chosen(Grid(best_score("task")), spec.search, run)
 
 
-def _role(purpose, candidate: Candidate, task: Task, origin: Origin, seed: int, point: Point):
+def _role(
+    purpose: Purpose, candidate: Candidate, task: Task, origin: Origin, seed: int, point: Point
+) -> Role:
     return Role(
         purpose=purpose,
         candidate=candidate.name,

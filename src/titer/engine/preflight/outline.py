@@ -48,7 +48,8 @@ class Outline:
 
         kind = AutoModelForCausalLM if self.ref.task == "causal" else AutoModel
         with _reading(self.ref), torch.device("meta"):
-            return kind.from_config(self.config, trust_remote_code=self.ref.trust_remote_code)
+            remote = self.ref.trust_remote_code
+            return kind.from_config(self.config, trust_remote_code=remote)  # type: ignore[no-untyped-call]
 
     @property
     def parameters(self) -> int:

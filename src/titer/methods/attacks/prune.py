@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -41,7 +42,7 @@ class Prune(Attack):
     def start(self, given: Given) -> EditRun:
         norms = self._input_norms(given) if self.score == "wanda" else {}
 
-        def edit(model, step: int) -> dict[str, float]:
+        def edit(model: Any, step: int) -> dict[str, float]:
             pruned = 0
             for name, module in _linears(model):
                 pruned += prune_(module, norms.get(name), self.sparsity)
@@ -58,8 +59,8 @@ class Prune(Attack):
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(given.seed))
         drawn = [rows[i][0] for i in order[: self.examples].tolist()]
 
-        def seen(name: str):
-            def hook(module, args):
+        def seen(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
                 flat = args[0].detach().float().reshape(-1, args[0].shape[-1])
                 real = mask[-1].reshape(-1, 1) if mask[-1].numel() == flat.shape[0] else 1.0
                 total = (flat * real).square().sum(0)
@@ -81,7 +82,7 @@ class Prune(Attack):
         return {name: total.sqrt() for name, total in squares.items()}
 
 
-def _linears(model) -> list[tuple[str, nn.Module]]:
+def _linears(model: Any) -> list[tuple[str, nn.Module]]:
     stack, listed = layers(model)
     return [(n, bare(m)) for n, m in below(listed, f"{stack}.") if linear(m) is not None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -32,7 +32,7 @@ class WeightNoise(Attack):
     scale: Annotated[float, Field(gt=0)] = 0.01
 
     def start(self, given: Given) -> EditRun:
-        def edit(model, step: int) -> dict[str, float]:
+        def edit(model: Any, step: int) -> dict[str, float]:
             generator = torch.Generator().manual_seed(given.seed * 1_000_003 + step)
             for parameter in model.parameters():
                 if parameter.ndim == 2:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
+from titer.data.encoding import TokenBatch
 from titer.methods.losses import differing_positions, mean_over, response_ce, token_ce
-from titer.methods.method import Defense, Given
+from titer.methods.method import Defense, Given, Loss
 from titer.methods.runs import Training, TrainingRun
 
 
@@ -53,7 +54,7 @@ class AdversarialLoss(Training, Defense):
         if self.retain and "harmless" in given.text:
             keep = given.text.stream("response", of="harmless", batch_size=size, seed=seed + 1)
 
-        def objective(model, step: int):
+        def objective(model: Any, step: int) -> Loss:
             refusals, harms = pairs(step)
             keep_r_BT, keep_h_BT = differing_positions(
                 refusals.labels_BT, harms.labels_BT, refusals.first_B, harms.first_B
@@ -74,5 +75,7 @@ class AdversarialLoss(Training, Defense):
         return self.minimise(given.model, objective, horizon=given.horizon)
 
 
-def _logits(model, batch) -> torch.Tensor:
-    return model(input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False).logits
+def _logits(model: Any, batch: TokenBatch) -> torch.Tensor:
+    output = model(input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False)
+    logits_BTV: torch.Tensor = output.logits
+    return logits_BTV

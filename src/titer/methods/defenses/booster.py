@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from titer.data.bundle import ModelBundle
 from titer.methods.losses import response_ce
-from titer.methods.method import Defense, Given, Objective, StepLog
+from titer.methods.method import Defense, Given, Gradient, Loss, Objective, StepLog
 from titer.methods.optimizers import trained
 from titer.methods.runs import Training, TrainingRun, of_loss
 
@@ -45,7 +46,7 @@ class Booster(Training, Defense):
         if self.retain and "harmless" in text:
             keep = text.stream("response", of="harmless", batch_size=size, seed=seed + 2)
 
-        def wanted(model, step: int):
+        def wanted(model: Any, step: int) -> Loss:
             loss = response_ce(model, refuse.one(step))
             figures = {"ce_refusal": loss.item()}
             if keep is not None:
@@ -54,7 +55,7 @@ class Booster(Training, Defense):
                 figures["ce_harmless"] = harmless.item()
             return loss, figures
 
-        def harmful(model, step: int):
+        def harmful(model: Any, step: int) -> Loss:
             return response_ce(model, harm.one(step)), {}
 
         given.model.model.requires_grad_(True)
@@ -62,7 +63,7 @@ class Booster(Training, Defense):
             given.model, self.gradient(given.model, wanted, harmful), horizon=given.horizon
         )
 
-    def gradient(self, bundle, wanted: Objective, harmful: Objective):
+    def gradient(self, bundle: ModelBundle, wanted: Objective, harmful: Objective) -> Gradient:
         """g of the class's docstring for losses f = `wanted` and h = `harmful`."""
         of_wanted, of_harmful = of_loss(bundle, wanted), of_loss(bundle, harmful)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -42,7 +42,7 @@ class LoX(Defense):
                 expected="the same architecture, before safety alignment",
             )
 
-        def edit(model, step: int) -> dict[str, float]:
+        def edit(model: Any, step: int) -> dict[str, float]:
             moved = 0.0
             for name, weight in linear_weights(model).items():
                 change = extrapolated(weight - base[name], self.k) * self.alpha
@@ -56,4 +56,5 @@ class LoX(Defense):
 def extrapolated(difference: torch.Tensor, k: int) -> torch.Tensor:
     """Best approximation of rank k (Frobenius norm) of a matrix."""
     u, s, v = torch.linalg.svd(difference.float(), full_matrices=False)
-    return ((u[:, :k] * s[:k]) @ v[:k]).to(difference)
+    best: torch.Tensor = (u[:, :k] * s[:k]) @ v[:k]
+    return best.to(difference)

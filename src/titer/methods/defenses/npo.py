@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from titer.methods.forward import answer_logprob_B
 from titer.methods.losses import response_ce
-from titer.methods.method import Defense, Given
+from titer.methods.method import Defense, Given, Loss
 from titer.methods.runs import Training, TrainingRun
 
 
@@ -45,7 +45,7 @@ class NPO(Training, Defense):
             keep = given.text.stream("response", of="harmless", batch_size=size, seed=seed + 1)
         reference = given.models.frozen("parent").model
 
-        def objective(model, step: int):
+        def objective(model: Any, step: int) -> Loss:
             batch = forget.one(step)
             with torch.no_grad():
                 before_B = answer_logprob_B(reference, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from titer.data.encoding import IGNORED
 from titer.methods.anatomy import captured, mlps
 from titer.methods.forward import lens_ce, outputs
 from titer.methods.losses import differing_positions, mean_over, response_ce, token_ce
-from titer.methods.method import Defense, Given
+from titer.methods.method import Defense, Given, Loss
 from titer.methods.runs import Training, TrainingRun
 
 
@@ -52,7 +52,7 @@ class RepNoise(Training, Defense):
         model = given.model.model.requires_grad_(True)
         parts = mlps(model)
 
-        def objective(model, step: int):
+        def objective(model: Any, step: int) -> Loss:
             refusals, harms = pairs(step)
             kept_r_BT, kept_h_BT = differing_positions(
                 refusals.labels_BT, harms.labels_BT, refusals.first_B, harms.first_B

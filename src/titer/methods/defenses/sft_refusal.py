@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from titer.methods.losses import response_ce
-from titer.methods.method import Defense, Given
+from titer.methods.method import Defense, Given, Loss
 from titer.methods.runs import Training, TrainingRun
 
 
@@ -34,7 +34,7 @@ class SFTRefusal(Training, Defense):
         if self.retain and "harmless" in given.text:
             keep = given.text.stream("response", of="harmless", batch_size=size, seed=seed + 1)
 
-        def objective(model, step: int):
+        def objective(model: Any, step: int) -> Loss:
             refusal = response_ce(model, refuse.one(step))
             if keep is None:
                 return refusal, {"ce_refusal": refusal.item()}

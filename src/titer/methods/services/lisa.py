@@ -10,7 +10,7 @@ from pydantic import Field
 from titer.data.bundle import ModelBundle
 from titer.errors import StudyError
 from titer.methods.losses import response_ce
-from titer.methods.method import Given, Gradient, Run, ServiceDefense, StepLog
+from titer.methods.method import Given, Gradient, Loss, Objective, Run, ServiceDefense, StepLog
 from titer.methods.runs import Training, TrainingRun, of_loss
 
 
@@ -50,7 +50,7 @@ class Lisa(Training, ServiceDefense):
             )
         return _LisaRun(self, run, given)
 
-    def objective(self, given: Given):
+    def objective(self, given: Given) -> Objective:
         """The service's own loss."""
         size, text = self.batch_size, given.text
         refuse = text.stream("refusal", of="harmful", batch_size=size, seed=given.seed + 2)
@@ -58,7 +58,7 @@ class Lisa(Training, ServiceDefense):
         if self.retain and "harmless" in text:
             keep = text.stream("response", of="harmless", batch_size=size, seed=given.seed + 3)
 
-        def objective(model: Any, step: int):
+        def objective(model: Any, step: int) -> Loss:
             loss = response_ce(model, refuse.one(step))
             if keep is not None:
                 loss = loss + self.retain * response_ce(model, keep.one(step))

@@ -243,7 +243,12 @@ def _outcomes(c: Compared, name: str) -> _Read | str:
 
 
 def _benchmark(a: Compared, b: Compared, name: str, alpha: float) -> BenchmarkPair:
-    def pair(said: str, difference=None, interval=None, better=None) -> BenchmarkPair:
+    def pair(
+        said: str,
+        difference: float | None = None,
+        interval: Interval | None = None,
+        better: str | None = None,
+    ) -> BenchmarkPair:
         return BenchmarkPair(
             first=a.label,
             second=b.label,

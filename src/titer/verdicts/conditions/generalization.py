@@ -269,7 +269,14 @@ def _sources(study: Study, data: DataUse, *, harmless: bool = True) -> set[str]:
     return {study.pools[p.split("/")[0]].source for p in parts}
 
 
-def _claim(evidence, matrix, cross, source, status, label) -> str:
+def _claim(
+    evidence: Evidence,
+    matrix: Sequence[MatrixCell],
+    cross: Status,
+    source: Status,
+    status: Status,
+    label: str,
+) -> str:
     what, budget = noun(evidence.construct), evidence.design_of(label).text
     off = [c for c in matrix if c.defended_on != c.attacked_on]
     if cross == "fails":

@@ -130,7 +130,12 @@ def benchmark(
         "n": a.n if a else 0,
     }
 
-    def verdict(status: Status, reason: str, difference=None, interval=None) -> BenchmarkVerdict:
+    def verdict(
+        status: Status,
+        reason: str,
+        difference: float | None = None,
+        interval: Interval | None = None,
+    ) -> BenchmarkVerdict:
         return BenchmarkVerdict(
             status=status, reason=reason, difference=difference, interval=interval, **base
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from titer.study.spec import AttackUse
 from titer.verdicts.evidence.index import Design
@@ -173,7 +174,7 @@ def render(
     trajectories: Sequence[SeedTrajectory],
     finding: Finding,
     setting: Setting,
-    settings: dict,
+    settings: dict[str, Any],
     quantile: float,
     *,
     battery: int = 1,
