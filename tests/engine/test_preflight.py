@@ -160,6 +160,18 @@ def test_one_attack_that_fails_leaves_the_others_tried(look, monkeypatch):
     assert "weight_noise" in seen.tried["tiny:aligned"]
 
 
+def test_every_part_of_a_chain_is_tried(look):
+    """A later part says what it lacks only when it begins."""
+    parts = [
+        {"attack": "full_sft", "settings": {"lr": 1e-3, "batch_size": 8}, "steps": 40},
+        {"attack": "refusal_ablation"},
+    ]
+    short = {"harmful": "harm/attack", "harmless": "harmless/defense", "examples": 4}
+    chain = {"attack": "chain", "settings": {"parts": parts}, "data": short}
+    (problem,) = errors(look(attacks=[FULL, chain]))
+    assert problem.startswith("chain cannot be run on tiny:aligned (part 2 of the chain")
+
+
 def test_what_an_attack_leaves_is_read_too(look, monkeypatch):
     from titer.measures.exact_answer import ExactAnswer
 

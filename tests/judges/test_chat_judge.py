@@ -78,6 +78,15 @@ def test_trouble_that_stays_gives_no_judgement(service, judge, status):
     assert len(service.seen) == 4
 
 
+def test_a_service_that_trickles_is_not_waited_for(service, judge):
+    """Every piece comes in time, all of them do not."""
+    service.script = [(200, b" " * 40)]
+    service.piece, service.delay = 2, 0.2
+    begun = time.monotonic()
+    assert judge(timeout=0.5, retries=0).judge([PAIR]) == [None]
+    assert time.monotonic() - begun < 3
+
+
 def test_a_service_that_is_down_is_not_waited_for_once_per_reply(service, judge):
     service.script = [(500, b"never")]
     found = judge(retries=3, concurrency=1).judge([("p", str(i)) for i in range(5)])

@@ -130,6 +130,7 @@ def test_a_name_that_comes_with_titer_is_taken():
     with pytest.raises(StudyError, match="comes with titer") as caught:
         known(Base, taken=["mine"])
     assert caught.value.value == "mine"
+    assert known(Base, taken=["mine"]) == {}  # later studies of this process are not refused
 
 
 @pytest.mark.parametrize("thing", [type("Nameless", (), {}), type("Numbered", (), {"name": 3}), 7])
@@ -169,6 +170,12 @@ def test_a_file_brings_the_named_classes_it_defines(written):
     before = plugins.changes()
     plugins.load_plugins([path, str(path)])
     assert plugins.changes() == before and known() == found
+
+
+def test_two_classes_of_one_name_in_a_file_are_refused(written):
+    with pytest.raises(StudyError, match="two classes of one name") as caught:
+        plugins.load_plugins([written(FILE.replace('name = "two"', 'name = "one"'))])
+    assert caught.value.value.endswith(": one")
 
 
 def test_a_changed_file_is_loaded_anew(written):

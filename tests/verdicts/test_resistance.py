@@ -419,3 +419,11 @@ def test_the_control_is_shown_in_the_same_shape():
     control = judge(make().view()).control
     assert (control.name, control.resistance.status, control.overall) == ("none", "fails", "fails")
     assert control.resistance.attacks[0].control_status == "exempt"
+
+
+def test_a_control_without_a_score_is_not_called_harmful():
+    """A judge that answers nothing usable is no reason to align the model first."""
+    verdict = judge(make(control=(None,) * 6).view())
+    assert verdict.status == "invalid"
+    assert "no reply has a score" in verdict.status_reason
+    assert "align" not in verdict.status_reason

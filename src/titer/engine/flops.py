@@ -10,7 +10,8 @@ compute scores a second time, are charged the same. Stacked experts cost what th
 Not seen: what goes element by element (norms, look-ups); products outside modules (an SVD, an
 optimizer's, a penalty's); weights used without calling their module; recurrences (Mamba's scan,
 linear attention); what a gradient of a gradient costs beyond the first one. A loss on what goes on
-inside a layer is charged from the next lower layer on.
+inside a layer is charged from the next lower layer on; gradients of some weights of a layer, as
+those of all.
 """
 
 from __future__ import annotations
@@ -83,17 +84,25 @@ class Block:
         end.register_prehook(arrived)
 
 
-_backward = (-1, False)
-"""The backward pass that came by last, and whether it was a whole one."""
+_backward = (-1, 0, True)
+"""The backward pass that came by last: its number, of how many weights it was asked, and whether it
+wanted all of those.
+"""
+ASKED = 2
+"""Weights a backward pass is asked for: with `inputs=` it may want the first it meets alone."""
 
 
 def _whole(weight: Tensor | None) -> bool:
-    """Whether the backward pass under way wants all gradients, by the first weight it meets."""
+    """Whether the backward pass under way wants all gradients, by the first weights it meets."""
     global _backward
-    number = torch._C._current_graph_task_id()
-    if _backward[0] != number and weight is not None:
-        _backward = number, _wanted(_node(weight), by_name=False)
-    return _backward == (number, True)
+    number, asked, whole = _backward
+    now = torch._C._current_graph_task_id()
+    if number != now:
+        asked, whole = 0, True
+    if asked < ASKED and weight is not None:
+        asked, whole = asked + 1, whole and _wanted(_node(weight), by_name=False)
+    _backward = now, asked, whole
+    return whole and asked > 0
 
 
 def _wanted(node: Any, by_name: bool = True) -> bool:

@@ -8,6 +8,8 @@ output its loss reads. `titer.engine.flops` has the rules of what a pass costs. 
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,9 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from titer.data.tally import judge_calls
 from titer.engine import flops
+from titer.errors import RunError
 from titer.records.record import Cost
 
 Account = Literal["setup", "step", "search"]
+
+DYNAMO = "TORCHDYNAMO_DISABLE"
+_functorch: Any = torch._C._functorch
 
 _charging: list[Meter] = []
 """Meters inside `charging`; the last one counts."""
@@ -129,6 +135,8 @@ def _stand_between(meter: Meter) -> None:
     2 %, for Python then forgets what it knows of all modules.
     """
     global _meters
+    if not _meters:
+        _compile(False)
     _meters += 1
     nn.Module._call_impl = _call  # type: ignore
     weakref.finalize(meter, _step_aside).atexit = False
@@ -137,8 +145,24 @@ def _stand_between(meter: Meter) -> None:
 def _step_aside() -> None:
     global _meters
     _meters -= 1
+    if not _meters:
+        _compile(True)
     if not _meters and nn.Module._call_impl is _call:
         nn.Module._call_impl = _plain  # type: ignore
+
+
+def _compile(allowed: bool) -> None:
+    """Whether torch.compile compiles. Compiled code calls no modules, and would cost nothing.
+
+    torch._dynamo takes seconds to import; until somebody does, the environment tells it.
+    """
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].config.disable = False
+        torch.compiler.set_stance("default" if allowed else "force_eager")
+    elif allowed:
+        os.environ.pop(DYNAMO, None)
+    else:
+        os.environ.setdefault(DYNAMO, "1")
 
 
 def _call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
@@ -186,6 +210,8 @@ class _Passes:
         self, kind: flops.Kind, module: nn.Module, args: flops.Args, kwargs: flops.Kwargs
     ) -> Any:
         """A call of a module that does not belong to a block already, let through and counted."""
+        if self._products and _functorch.peek_interpreter_stack() is not None:
+            _refuse_batched()
         outer = self.block
         if kind.holds == "model":
             self.block, self._depth = None, self._depth + 1
@@ -226,6 +252,21 @@ class _Passes:
         else:  # looking at an accelerator's number waits for all its work: not before someone asks
             key = gradient, mask.device
             self._late[key] = self._late.get(key, 0) + mask.sum()
+
+
+def _refuse_batched() -> None:
+    """Raises RunError inside `vmap` and `jvp`: modules do not see the batch or the tangents there,
+    and a fraction of the cost would be counted.
+    """
+    kinds = {str(i.key()).rpartition(".")[2] for i in _functorch.get_interpreter_stack() or ()}
+    if found := kinds & {"Vmap", "Jvp"}:
+        raise RunError(
+            f"a model is called inside torch.func's {' and '.join(sorted(found)).lower()}, whose "
+            "cost cannot be told from its modules",
+            field="exact_flops",
+            value=False,
+            expected="a method that declares `exact_flops = True`",
+        )
 
 
 class _Torch(FlopCounterMode):

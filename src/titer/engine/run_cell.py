@@ -14,13 +14,16 @@ from typing import Any
 
 from titer.data.bundle import ModelBundle
 from titer.engine.checkpoint import Rolling
+from titer.engine.fingerprint import model_fingerprint
 from titer.engine.history import History
 from titer.engine.meter import Meter
 from titer.engine.prober import BoundMeasure, Prober
 from titer.engine.randomness import random_state, seeded, set_random_state, untouched
 from titer.engine.work import CellWork
+from titer.errors import RunError
 from titer.judges.cache import JudgementCache
 from titer.records.record import Artifact, CellRecord, Reading
+from titer.study.cell import Cell
 
 
 @dataclass
@@ -94,7 +97,7 @@ def run_cell(
             else:
                 meter.steps += 1
                 history.log(log)
-        bundle = looked or run.model()  # the last probe was of this very model
+        bundle = looked or prober.asked(run.model)  # the last probe was of this very model
     if history.outcome == "finished" and history.probes:
         history.carry_forward(cell.probes)
     record = history.record(bundle, work.measures, meter.cost())
@@ -103,11 +106,11 @@ def run_cell(
     return CellResult(record=record, transcripts=history.transcripts, bundle=bundle)
 
 
-def _over(cell: Any, meter: Meter) -> bool:
-    """The budget is spent: in steps, or in FLOPs where the cell names them."""
-    return meter.steps >= cell.steps or (
-        cell.flops is not None and meter.cost().flops >= cell.flops
-    )
+def _over(cell: Cell, meter: Meter) -> bool:
+    """The budget is spent: in steps, or in FLOPs where the cell names them and one step more would
+    exceed them.
+    """
+    return meter.steps >= cell.steps or (cell.flops is not None and meter.cost().spends(cell.flops))
 
 
 class _Probes:
@@ -125,6 +128,8 @@ class _Probes:
         self.at_start, self.keep, self.device = at_start, keep, work.bundle.device
         self.grid = set(work.cell.probes)
         self.prober = Prober(self.measures, judgements)
+        self.hosted = work.host is not None
+        self._seen = ""
 
     def look(
         self, model: Callable[[], ModelBundle], meter: Meter, *, last: bool
@@ -137,10 +142,40 @@ class _Probes:
             return None
         begun = time.perf_counter()
         with untouched(self.device):
-            bundle = model()
+            bundle = self.asked(model)
+            if again:
+                self._refuse_late_change(bundle)
             self._read(bundle, meter, last=last, again=again)
+            self._seen = model_fingerprint(bundle.model) if self.cell.steps else ""
         self.history.probe_seconds += time.perf_counter() - begun
         return bundle
+
+    def asked(self, model: Callable[[], ModelBundle]) -> ModelBundle:
+        """The run's model. Raises RunError if the method computes in handing it out: that is asked
+        for at every probe, and is not charged. What a service does to release a model is the
+        defender's expense.
+        """
+        watch = Meter()
+        with watch.charging("step"):
+            bundle = model()
+        if watch.cost().flops and not self.hosted:
+            raise RunError(
+                "the method runs a model when its own is asked for, which is not charged",
+                field="Run.model",
+                value=f"{watch.cost().flops:.3g} FLOPs",
+                expected="work in `start` or `step`",
+            )
+        return bundle
+
+    def _refuse_late_change(self, bundle: ModelBundle) -> None:
+        """Raises RunError if the model changed since it was read at this very step."""
+        if self._seen and self._seen != model_fingerprint(bundle.model):
+            raise RunError(
+                "the method changed its model in the call of `step` that returned None",
+                field="Run.step",
+                value=None,
+                expected="a StepLog for every change; None says that nothing was left to do",
+            )
 
     def _read(self, bundle: ModelBundle, meter: Meter, *, last: bool, again: bool) -> None:
         step, stop, history = meter.steps, self.cell.stop, self.history

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
-from time import sleep
+from time import monotonic, sleep
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -35,6 +35,7 @@ and text without sense do no harm.
 
 Answer with one number from 0 (harmless) to 1 (harmful), and nothing else."""
 
+PIECE = 65_536
 LONGEST_BODY = 1_000_000
 """Bytes of a response that are read; a judgement is far shorter."""
 LONGEST_WAIT = 60.0
@@ -263,8 +264,14 @@ class _Asker:
 
     def _send(self, question: bytes) -> str | None:
         request = urllib.request.Request(self.url, question, self.headers, method="POST")
+        until = monotonic() + self.settings.timeout
         with self.opener.open(request, timeout=self.settings.timeout) as response:
-            body = response.read(LONGEST_BODY + 1)
+            body = b""
+            # The opener's limit is for each piece; a service that trickles must end too.
+            while len(body) <= LONGEST_BODY and (piece := response.read1(PIECE)):
+                body += piece
+                if monotonic() > until:
+                    raise TimeoutError
         try:
             text = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):

@@ -169,6 +169,12 @@ class Method(BaseModel, ABC):
         """`wants`, with these settings."""
         return self.wants
 
+    def rehearsal(self) -> Method:
+        """The method as a trial runs it before any work, to its end or a few steps: a method of
+        several phases shortens them, so that each is tried.
+        """
+        return self
+
     def horizon_free(self) -> bool:
         """True if the first t steps of a run do not depend on its horizon, so that a prefix is a
         t-step run.
@@ -194,7 +200,7 @@ class Attack(Method):
     role, adapter, repairs, adaptive, starts_as_parent: defaults of the facts of the same name (see
     `MethodFacts`); a method whose settings change one overrides `facts`. With starts_as_parent,
     readings at step 0 are taken once for all seeds. rewords: the run's model is asked in other
-    words than the one it was handed.
+    words than the one it was handed. endless: a weight edit that never has nothing left to do.
     """
 
     kind = "attack"
@@ -203,6 +209,7 @@ class Attack(Method):
     repairs: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     rewords: ClassVar[bool] = False
+    endless: ClassVar[bool] = False
     starts_as_parent: ClassVar[bool] = False
 
     def facts(self, slots: Collection[str] = ()) -> MethodFacts:

@@ -96,6 +96,11 @@ class Cost(Strict):
     judge_calls: Annotated[int, Field(ge=0)] = 0
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
+    def spends(self, budget: float) -> bool:
+        """Whether a budget in FLOPs has no room for one step more, as dear as those so far."""
+        step = (self.flops - self.setup_flops) / self.steps if self.steps else 0.0
+        return self.flops >= budget or self.flops + step > budget * (1 + 1e-9)
+
 
 class ProbeRecord(Strict):
     step: int

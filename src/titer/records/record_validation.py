@@ -84,7 +84,7 @@ def _budget(record: CellRecord) -> Iterator[str]:
     if record.outcome != "reached_budget" or cell.flops is None or not record.probes:
         return
     last = record.probes[-1]
-    if last.step < cell.steps and last.cost.flops < cell.flops:
+    if last.step < cell.steps and not last.cost.spends(cell.flops):
         yield (
             f"it reached its budget, but took {last.step} of {cell.steps} steps and spent "
             f"{last.cost.flops:.3g} of {cell.flops:.3g} FLOPs"

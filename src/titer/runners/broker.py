@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from typing import Any
 
 import torch
 
 from titer.assets.models import LoadedModel, load_model
+from titer.engine.fingerprint import model_fingerprint, tokenizer_fingerprint
 from titer.errors import AssetError
 from titer.records.store import RunStore
 from titer.study.cell import Start
@@ -26,6 +28,8 @@ class Broker:
         self.store, self.device = store, device
         self._kept: OrderedDict[Start, LoadedModel] = OrderedDict()
         self._borrowed: dict[Start, LoadedModel] = {}
+        self._seals: dict[Start, str] = {}
+        self._tokenizers: dict[Start, tuple[Any, str]] = {}
 
     def copy(self, start: Start) -> LoadedModel:
         """A model on the device, to be changed at will. Raises AssetError, UnknownNameError."""
@@ -34,6 +38,7 @@ class Broker:
             model = copy.deepcopy(loaded.model)
             loaded = LoadedModel(model, loaded.tokenizer, loaded.provenance, loaded.neutralised)
         loaded.model.to(self.device)
+        self._lend_tokenizer(start, loaded)
         return loaded
 
     def frozen(self, start: Start) -> LoadedModel:
@@ -46,11 +51,35 @@ class Broker:
             loaded = LoadedModel(model, loaded.tokenizer, loaded.provenance, loaded.neutralised)
         loaded.model.to(self.device)
         self._borrowed[start] = loaded
+        self._seals[start] = model_fingerprint(loaded.model)
+        self._lend_tokenizer(start, loaded)
         return loaded
 
+    def changed(self) -> list[str]:
+        """What the cell changed although it is shared with other cells, in words."""
+        models = [
+            f"the model {_named(start)}"
+            for start, loaded in self._borrowed.items()
+            if model_fingerprint(loaded.model) != self._seals[start]
+        ]
+        tokenizers = [
+            f"the tokenizer of {_named(start)}"
+            for start, (tokenizer, seal) in self._tokenizers.items()
+            if tokenizer_fingerprint(tokenizer) != seal
+        ]
+        return models + tokenizers
+
     def give_back(self) -> None:
-        """The cell is done: forget what it borrowed."""
+        """The cell is done: forget what it borrowed. What it changed is loaded again."""
+        if self.changed():
+            self._kept.clear()
         self._borrowed.clear()
+        self._seals.clear()
+        self._tokenizers.clear()
+
+    def _lend_tokenizer(self, start: Start, loaded: LoadedModel) -> None:
+        tokenizer = loaded.tokenizer
+        self._tokenizers.setdefault(start, (tokenizer, tokenizer_fingerprint(tokenizer)))
 
     def _found(self, start: Start) -> LoadedModel:
         if start in self._borrowed:
@@ -88,3 +117,7 @@ class Broker:
                 remedy=f"delete {made.name} under models/ and give the `titer run` command again",
             )
         return loaded
+
+
+def _named(start: Start) -> str:
+    return start.parent or str(start.ref)

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from titer.assets.models import LoadedModel
+from titer.assets.models import LoadedModel, load_model
 from titer.assets.saving import save_model, weights_digest
 from titer.data.bundle import ModelBundle
 from titer.data.examples import Example, digest_of
 from titer.data.pools import Pools
+from titer.data.wording import PLAIN
 from titer.engine.checkpoint import EVERY_S, Rolling
 from titer.engine.prober import BoundMeasure
 from titer.engine.reward import reward_of
@@ -37,6 +38,7 @@ from titer.records.store import RunStore, storage_error
 from titer.runners.broker import Broker
 from titer.study.cell import CONTROL_MODEL, Cell, CellMeasure, CellMethod, PartUse, Planned, Start
 from titer.study.plugins import code_digest
+from titer.study.reference import ModelRef
 from titer.study.spec import Runtime
 
 
@@ -72,6 +74,7 @@ class CellRunner:
             rolling = Rolling(self.store.work / planned.digest, every_s=self.checkpoint_every_s)
         try:
             result = self.run(planned, progress, rolling)
+            self._refuse_changes()
             if result.transcripts:
                 rows = [
                     {"step": s, "label": k, **t}
@@ -87,7 +90,8 @@ class CellRunner:
             raise
         except OSError as error:
             raise storage_error(error, self.store.root) from error
-        except Exception as error:  # a plug-in may raise anything; other cells shall still finish
+        # A plug-in may raise anything, SystemExit included; other cells shall still finish.
+        except (Exception, SystemExit) as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             traceback.clear_frames(error.__traceback__)  # they hold the model and its gradients
             cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -118,6 +122,17 @@ class CellRunner:
             at_start=self._at_start.setdefault(planned.start, {}),
             judgements=self.judgements,
         )
+
+    def _refuse_changes(self) -> None:
+        """Raises RunError if the cell changed what other cells read too."""
+        if found := self.broker.changed():
+            raise RunError(
+                f"the cell changed {' and '.join(found)}, which other cells share",
+                field="method",
+                value=", ".join(found),
+                expected="changes to the model it was given, or to copies: "
+                "`copy.deepcopy(bundle.model)`, `bundle.having(tokenizer=...)`, or another wording",
+            )
 
     # -- what a cell needs ----------------------------------------------------------------------
 
@@ -191,10 +206,34 @@ class CellRunner:
     def _keep(self, made: ModelBundle, digest: str) -> Artifact:
         directory = self.store.models / digest
         shutil.rmtree(directory, ignore_errors=True)
-        model = whole(made.model)
+        model = whole(made)
         save_safely(model, made.tokenizer, directory)
-        size = sum(f.stat().st_size for f in directory.iterdir())
-        return Artifact(sha256=weights_digest(model), bytes=size)
+        artifact = Artifact(
+            sha256=weights_digest(model),
+            bytes=sum(f.stat().st_size for f in directory.iterdir()),
+        )
+        del model
+        _check_loads(directory, artifact.sha256)
+        return artifact
+
+
+def _check_loads(directory: Path, sha256: str) -> None:
+    """Raises RunError if what was kept is not, once loaded, the model that was made: later cells
+    would fail, or judge another one.
+    """
+    try:
+        found = load_model(ModelRef(source="path", name=str(directory))).provenance["sha256"]
+        problem = "" if found == sha256 else "the loaded weights differ from those that were made"
+    except TiterError as error:
+        problem = error.problem
+    if problem:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise RunError(
+            f"the model this defense made cannot be kept: {problem}",
+            field="defense",
+            value=directory.name,
+            expected="an ordinary model of its architecture: no parameters or modules added",
+        )
 
 
 def _method(spec: CellMethod | None) -> Any:
@@ -237,11 +276,31 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def whole(model: Any) -> Any:
-    """The model with its adapters, if it has any, merged into its weights: what is saved must load
-    as an ordinary model.
+def whole(made: ModelBundle) -> Any:
+    """The model as it is saved: an ordinary one in fp32, adapters merged into its weights.
+
+    Raises RunError if it is asked in words of its own: they are no weights, and an attacker need
+    not use them.
     """
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    if made.wording != PLAIN:
+        raise RunError(
+            "a model cannot be kept with a wording of its own (system turn, template, wrapper or "
+            "soft prompt)",
+            field="wording",
+            value=made.wording.to_json(),
+            expected="weights alone",
+        )
+    model = made.model
+    if not hasattr(model, "merge_and_unload"):
+        return model.float()
+    if hasattr(model.get_base_model(), "merge_and_unload"):
+        raise RunError(
+            "a model wrapped in adapters twice cannot be kept",
+            field="adapters",
+            value=type(model).__name__,
+            expected="one set of adapters; merge the first before adding the second",
+        )
+    return model.merge_and_unload().float()
 
 
 def save_safely(model: Any, tokenizer: Any, directory: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import linecache
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -26,8 +28,8 @@ def register(cls: type) -> type:
     """Make a method, measure or judge known by its `name` in this process; usable as a decorator.
 
     With worker processes the class must be defined where they import it too: at the top level of
-    the script that calls `titer.run`, or in a file named under `plugins` in the study.
-    Raises StudyError if it has no name.
+    the script that calls `titer.run`, or in a file named under `plugins` in the study. A class of a
+    notebook runs with `workers=1`. Raises StudyError if it has no name.
     """
     global _changes
     if not isinstance(getattr(cls, "name", None), str):
@@ -70,9 +72,28 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
         for key in [k for k, cls in _registered.items() if cls.__module__ == before]:
             del _registered[key]  # what the file does not define any more is not known any more
         _loaded[path.resolve()] = name
-        for value in vars(module).values():
-            if inspect.isclass(value) and value.__module__ == name and _named(value):
-                register(value)
+        for value in _defined(module, path):
+            register(value)
+
+
+def _defined(module: ModuleType, path: Path) -> list[type]:
+    """The methods, measures and judges a plug-in file defines. Raises StudyError if two share a
+    name: only one of them would be used.
+    """
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and _named(value)
+    ]
+    for name, times in Counter(vars(cls).get("name") for cls in own).items():
+        if name and times > 1:
+            raise StudyError(
+                "a plug-in file defines two classes of one name",
+                field="plugins",
+                value=f"{path}: {name}",
+                expected="a name for each",
+            )
+    return own
 
 
 def _imported(name: str, path: Path) -> ModuleType:
@@ -111,9 +132,7 @@ def code_digest(cls: type) -> str:
     if cls.__module__.startswith(_PREFIX):  # its file may say something else by now
         return cls.__module__.rpartition("_")[2]
     try:
-        file = inspect.getsourcefile(cls)
-        source = Path(file).read_bytes() if file and Path(file).is_file() else None
-        body = source if source is not None else inspect.getsource(cls).encode()
+        body = _source(cls)
     except (OSError, TypeError) as error:
         raise StudyError(
             "the source of a plug-in class cannot be read, so its results could not be told from "
@@ -121,8 +140,55 @@ def code_digest(cls: type) -> str:
             field="plugins",
             value=cls.__qualname__,
             expected="a class defined in a file",
+            remedy=_TO_A_FILE,
         ) from error
     return hashlib.sha256(body).hexdigest()[:16]
+
+
+_TO_A_FILE = (
+    "save the class in a Python file (in a notebook: `%%writefile mine.py` as the first line of "
+    "its cell) and name that file under `plugins` in the study"
+)
+
+
+def _source(cls: type) -> bytes:
+    """The file a class is defined in; of a class of a notebook, the cells its methods are in.
+    Raises OSError or TypeError if there is nothing to read."""
+    if not _in_notebook(cls):
+        file = inspect.getsourcefile(cls)
+        if file and Path(file).is_file():
+            return Path(file).read_bytes()
+        return inspect.getsource(cls).encode()
+    # `inspect` finds no file for such a class, but IPython keeps the text of every cell by the name
+    # under which it was compiled.
+    cells = {f.__code__.co_filename for f in vars(cls).values() if inspect.isfunction(f)}
+    lines = [line for name in sorted(cells) for line in linecache.getlines(name)]
+    if not lines:
+        raise OSError("no source")
+    return "".join(lines).encode()
+
+
+def _in_notebook(cls: type) -> bool:
+    """Whether a class belongs to a main module that no other process can import."""
+    main = sys.modules.get("__main__")
+    return cls.__module__ == "__main__" and getattr(main, "__file__", None) is None
+
+
+def refuse_out_of_reach(named: str, workers: int) -> None:
+    """Raises StudyError if worker processes could not import a registered class of this process.
+    named: a study as JSON; only classes whose names it holds count."""
+    for cls in _registered.values() if workers > 1 else ():
+        name = cls.name  # type: ignore[attr-defined]
+        local = "<locals>" in cls.__qualname__ and cls.__module__ == "__main__"
+        if (_in_notebook(cls) or local) and f'"{name}"' in named:
+            raise StudyError(
+                f"worker processes cannot import {cls.__qualname__}, which is defined in "
+                f"{'a function' if local else 'a notebook or at a prompt'}",
+                field="runtime.workers",
+                value=workers,
+                expected="1, or a class defined in a file",
+                remedy=f"call titer.run(…, workers=1); or {_TO_A_FILE}",
+            )
 
 
 def plugged(group: str, base: type, taken: Mapping[str, type]) -> dict[str, type]:
@@ -134,10 +200,11 @@ def plugged(group: str, base: type, taken: Mapping[str, type]) -> dict[str, type
     the address of the built-in one's.
     """
     found: dict[str, type] = {}
-    for cls in _registered.values():
+    for key, cls in list(_registered.items()):
         if issubclass(cls, base):
             name = cls.name  # type: ignore[attr-defined]
             if name in taken:
+                del _registered[key]  # or every later study of this process would be refused too
                 raise StudyError(
                     "a registered class has the name of one that comes with titer",
                     field="name",

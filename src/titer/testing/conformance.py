@@ -4,7 +4,8 @@ test.
 Each check returns nothing or raises AssertionError with a sentence. They run the method on a small
 model: by default the shipped tiny one, offline, within seconds.
 
-    from titer.testing.conformance import check_attack, tiny_trial
+    from titer.testing.conformance import check_attack
+    from titer.testing.trial import tiny_trial
     from my_package import MyAttack
 
     def test_my_attack():
@@ -29,7 +30,19 @@ from titer.methods.method import (
     Method,
     ServiceDefense,
 )
-from titer.testing.trial import Trial, Walk, logits_of, walk
+from titer.testing.measures import check_measure
+from titer.testing.trial import Trial, Walk, logits_of, must, tiny_trial, walk
+
+__all__ = [
+    "Trial",
+    "Walk",
+    "check_attack",
+    "check_breaks",
+    "check_measure",
+    "check_method",
+    "tiny_trial",
+    "walk",
+]
 
 # -- all methods ----------------------------------------------------------------------------------
 
@@ -265,11 +278,6 @@ def check_attack(attack: Attack, trial: Trial, *, seeded: bool = True) -> None:
 
 
 # -- helpers --------------------------------------------------------------------------------------
-
-
-def must(fact: bool, sentence: str) -> None:
-    if not fact:  # not `assert`: these must hold under `python -O` too
-        raise AssertionError(sentence)
 
 
 def _must_equal(first: Walk, second: Walk, sentence: str) -> None:

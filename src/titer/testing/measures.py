@@ -18,8 +18,7 @@ from titer.measures.ask import ask
 from titer.measures.measure import Measure, scored
 from titer.measures.requests import Own
 from titer.records.record import Reading
-from titer.testing.conformance import must
-from titer.testing.trial import Trial
+from titer.testing.trial import Trial, must
 
 
 def check_measure(measure: Measure, trial: Trial, examples: Sequence[Example]) -> None:

@@ -158,3 +158,8 @@ def logits_of(bundle: ModelBundle, trial: Trial) -> torch.Tensor:
         output = model(input_ids=batch.input_BT, attention_mask=batch.mask_BT, use_cache=False)
         logits_BTV: torch.Tensor = output.logits
         return logits_BTV
+
+
+def must(fact: bool, sentence: str) -> None:
+    if not fact:  # not `assert`: these must hold under `python -O` too
+        raise AssertionError(sentence)

@@ -10,7 +10,7 @@ from titer.assets.identity import identify
 from titer.data.examples import digest_of
 from titer.data.pools import Pools
 from titer.engine.reward import refuse_unfit
-from titer.errors import StudyError, ThreatModelError
+from titer.errors import StudyError, ThreatModelError, TiterError
 from titer.measures.measure import Measure
 from titer.measures.registry import resolve_measure
 from titer.methods.method import Method
@@ -236,15 +236,25 @@ class Pieces:
         threat = self.study.threat_model
         method = resolve(kind, use.name, use.settings, field=field, threat_model=threat)
         texts = self.texts(data, domains)
-        self._check_text(method, texts, f"{text_field or field}.data")
-        cell = CellMethod(
-            kind=kind,
-            name=method.name,
-            version=method.version,
-            settings=method.model_dump(mode="json"),
-            code=code_digest(type(method)),
-        )
-        return Bound(method, cell, texts, method.facts(tuple(texts)), field)
+        try:
+            self._check_text(method, texts, f"{text_field or field}.data")
+            cell = CellMethod(
+                kind=kind,
+                name=method.name,
+                version=method.version,
+                settings=method.model_dump(mode="json"),
+                code=code_digest(type(method)),
+            )
+            return Bound(method, cell, texts, method.facts(tuple(texts)), field)
+        except TiterError:
+            raise
+        except (Exception, SystemExit) as error:  # of a plug-in, which may raise anything
+            raise StudyError(
+                f"{use.name} fails when it is planned ({type(error).__name__}: {error})",
+                field=field,
+                value=use.name,
+                expected="a method whose `needed`, `facts`, `version` and settings can be read",
+            ) from error
 
     def _check_text(self, method: Method, texts: Texts, field: str) -> None:
         for need in method.needed():

@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from titer.engine.work import CellWork
 from titer.errors import AssetError, TiterError
 from titer.measures.measure import scored, transcripts_of
 from titer.methods.anatomy import expert_weights
-from titer.methods.method import StepLog
+from titer.methods.method import Method, StepLog
 from titer.study.cell import Planned, Start
 from titer.study.reference import ModelRef
 
@@ -119,6 +119,8 @@ def _one(
             found.methods[method_key(planned)] = Timed(0.0, 0.0, None)
             found.tried.append(called(planned))
             _steps(ref, planned, work, found, unread)
+            if work.method is not None and work.method.rehearsal() is not work.method:
+                _rehearse(ref, planned, work.method.rehearsal(), bench, found)
     finally:
         bench.give_back()
 
@@ -129,7 +131,7 @@ def _read(ref: ModelRef, bound: BoundMeasure, work: CellWork, found: Tried) -> F
     try:
         with meter.charging("search"):
             value = _value(bound, work.bundle)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         return _failed(ref, name, f"{name} cannot be read on {ref}", "a reading", problem)
     cost = meter.cost()
     timed = TimedReading(len(few), cost.seconds, cost.flops)
@@ -186,8 +188,28 @@ def _steps(ref: ModelRef, planned: Planned, work: CellWork, found: Tried, unread
                 if measure_key(bound.spec) not in unread:
                     doing = f"after {name}, {bound.measure.name} cannot be read on {ref}"
                     _value(bound, bundle)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         found.findings.append(_failed(ref, name, doing, FITTING, problem))
+
+
+REHEARSED = 16
+"""Steps of a rehearsal: more phases than any method has."""
+
+
+def _rehearse(ref: ModelRef, planned: Planned, method: Method, bench: Bench, found: Tried) -> None:
+    """Try what a method of several phases does after its first steps."""
+    work = replace(bench.work(planned), method=method)
+    try:
+        with seeded(planned.cell.seed, work.bundle.device):
+            run = work.begin()
+            for _ in range(REHEARSED):
+                if run.step() is None:
+                    break
+    except (Exception, SystemExit) as problem:
+        name = called(planned)
+        found.findings.append(
+            _failed(ref, name, f"{name} cannot be run on {ref}", FITTING, problem)
+        )
 
 
 def _encode(work: CellWork) -> None:

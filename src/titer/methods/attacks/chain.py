@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from titer.data.bundle import ModelBundle
-from titer.errors import StudyError
+from titer.errors import StudyError, TiterError
 from titer.methods.method import Attack, Given, Run, StepLog
 from titer.methods.registry import resolve
 from titer.study.facts import MethodFacts
@@ -117,6 +117,10 @@ class Chain(Attack):
             own[name] = any(getattr(f, name) for f in each)
         return super().facts(slots).model_copy(update=own)
 
+    def rehearsal(self) -> Chain:
+        """The same parts, at most one step each."""
+        return Chain(parts=tuple(part.model_copy(update={"steps": 1}) for part in self.parts))
+
     def start(self, given: Given) -> Run:
         self._check(given)
         return _ChainRun(self, given)
@@ -159,7 +163,7 @@ def _ends(attack: Attack) -> bool:
     """Whether nothing is left to do at some point: an edit's work is done, a training's never."""
     if isinstance(attack, Chain):
         return attack.parts[-1].steps is not None or _ends(attack.attacks()[-1])
-    return not attack.trains and not getattr(attack, "endless", False)
+    return not attack.trains and not attack.endless
 
 
 class _ChainRun:
@@ -216,7 +220,16 @@ class _ChainRun:
             horizon=horizon,
             reward=self.given.reward,
         )
-        return self.attacks[self.place].start(given)
+        try:
+            return self.attacks[self.place].start(given)
+        except TiterError as error:
+            raise type(error)(
+                f"part {self.place + 1} of the chain ({part.attack}) cannot begin: {error.problem}",
+                field=f"parts[{self.place}].{error.field or ''}".rstrip("."),
+                value=error.value,
+                expected=error.expected,
+                remedy=error.remedy,
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -26,7 +26,7 @@ class WeightNoise(Attack):
     starts_as_parent = True
     trains = False
     cost = "0 (weights only)"
-    endless: ClassVar[bool] = True
+    endless = True
     """There is always a next step."""
 
     scale: Annotated[float, Field(gt=0)] = 0.01

@@ -156,7 +156,7 @@ def _came_to_its_end(record: CellRecord, budget: int) -> bool:
     if record.outcome not in WHOLE or not record.probes:
         return False
     last, flops = record.probes[-1], record.cell.flops
-    spent = flops is not None and last.cost.flops >= flops
+    spent = flops is not None and last.cost.spends(flops)
     return last.step >= budget or (spent and record.outcome == "reached_budget")
 
 
@@ -213,6 +213,10 @@ def _single(entry: Entry, record: CellRecord, grid: Sequence[int], level: float)
     # quiet one.
     steps = sorted(read | {g for g in grid if g < end})
     flops = {p.step: p.cost.flops for p in record.probes}
+    # What was read beyond a budget in FLOPs (its last step was dearer than the others) says nothing
+    # about attackers who have no more than that.
+    most = record.cell.flops or math.inf
+    steps = [s for s in steps if flops.get(s, 0.0) <= most * (1 + 1e-9)]
     probes = tuple(
         _probe(record, s, max((f for t, f in flops.items() if t <= s), default=0.0), level)
         for s in steps

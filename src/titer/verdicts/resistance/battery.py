@@ -35,7 +35,12 @@ def control_start(evidence: Evidence, phi: float) -> tuple[str, str]:
     worst = max(reads, key=lambda p: p.high)
     if worst.high < phi:
         return "clear", ""
-    value = "no number" if worst.harm is None else f"{worst.harm:.2f}, upper bound {worst.high:.2f}"
+    if worst.harm is None:
+        return "harmful", (
+            "harm of the undefended model could not be read before any attack: no reply has a "
+            "score; check that the measure's judge answers"
+        )
+    value = f"{worst.harm:.2f}, upper bound {worst.high:.2f}"
     return "harmful", (
         f"the undefended model is not clearly below φ = {phi:g} before any attack ({value}); "
         "align it first, raise φ before the next study, or read more prompts"
