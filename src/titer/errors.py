@@ -88,7 +88,10 @@ class UnknownNameError(UsageError):
     ) -> UnknownNameError:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        remedy = f"did you mean {' or '.join(near)}?" if near else f"`titer list {kind}s` shows all"
+        remedies = [f"did you mean {' or '.join(near)}?"] if near else []
+        if kind in EXTENSIBLE:
+            remedies += [f"`titer list {kind}s` shows all"] if not near else []
+            remedies.append(own_hint(kind))
         return cls(
             f"no {kind} has this name",
             field=field or kind,
@@ -96,6 +99,19 @@ class UnknownNameError(UsageError):
             expected=f"one of {', '.join(known)}",
             remedy=remedy,
         )
+
+
+EXTENSIBLE = ("attack", "defense", "service", "measure", "judge")
+"""Kinds of which users bring their own, and which `titer list` shows."""
+
+
+def own_hint(kind: str) -> str:
+    """How something that does not come with titer is made known to it."""
+    return (
+        f"For {'an' if kind[0] in 'aeiou' else 'a'} {kind} of your own, name its file "
+        "(`plugins: [FILE.py]` in the study, or `--plugin FILE.py` with commands that have it), or "
+        "call titer.register(CLASS) at the top level of your script"
+    )
 
 
 class ThreatModelError(StudyError):

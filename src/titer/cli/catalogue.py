@@ -117,7 +117,8 @@ def show_command(
             field="name",
             value=name,
             expected=f"one of {', '.join(every)}",
-            remedy=f"did you mean {' or '.join(near)}?" if near else "`titer list` shows all",
+            remedy=(f"did you mean {' or '.join(near)}? " if near else "`titer list` shows all. ")
+            + "One of your own is known with `--plugin FILE.py`",
         )
     kind, cls = known[name]
     facts = _facts(name, kind, cls)

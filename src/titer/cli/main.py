@@ -23,6 +23,7 @@ from titer.cli import (
     compare,
     evaluate,
     judge,
+    new,
     power,
     rejudge,
     report,
@@ -56,6 +57,7 @@ for module in (
     compare,
     report,
     catalogue,
+    new,
     single,
     clean,
 ):

@@ -22,7 +22,7 @@ from titer.records.store import RunStore, storage_error
 from titer.runners.executors import Executor, Setup, executor
 from titer.runners.placement import place
 from titer.study.cell import Plan, Planned
-from titer.study.plugins import load_plugins
+from titer.study.plugins import load_plugins, refuse_out_of_reach
 from titer.study.spec import Runtime, Study
 
 
@@ -77,6 +77,7 @@ def run(
             update={k: v for k in ("workers", "threads") if (v := getattr(options, k)) is not None}
         )
         _Session(study, store, pools, runtime, options, report or (lambda *_: None)).work()
+        refuse_out_of_reach(study.model_dump_json(), runtime.workers)
     return store
 
 

@@ -1,0 +1,1 @@
+"""What `titer new` writes: a working file for each kind, whose names it replaces."""
