@@ -1,8 +1,11 @@
 """A model's identity is its content: a copy is the same model, and a changed one is another."""
 
+import json
+import os
 import shutil
 
 import pytest
+import safetensors.torch
 
 from titer.assets.identity import identify
 from titer.assets.models import load_model
@@ -10,13 +13,6 @@ from titer.assets.packages import PACKAGED
 from titer.assets.saving import save_model
 from titer.errors import AssetError, UnknownNameError
 from titer.study.reference import ModelRef
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    identify.cache_clear()
-    yield
-    identify.cache_clear()
 
 
 @pytest.fixture
@@ -27,7 +23,6 @@ def saved(tmp_path):
 
 
 def of(path):
-    identify.cache_clear()
     return identify(ModelRef(source="path", name=str(path)))
 
 
@@ -74,3 +69,75 @@ def test_what_is_not_there():
         of("/no/such/model")
     with pytest.raises(UnknownNameError):
         identify(ModelRef(source="package", name="smollm"))
+
+
+# -- exactly what is read --------------------------------------------------------------------------
+
+
+def indexed(saved, target):
+    """The model with its weights named by an index."""
+    names = safetensors.torch.load_file(saved / "model.safetensors").keys()
+    body = {"metadata": {}, "weight_map": dict.fromkeys(names, target)}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(body))
+    return saved
+
+
+@pytest.mark.parametrize(
+    "target", ["../other/model.safetensors", "sub/model.safetensors", "weights.bin", "/etc/passwd"]
+)
+def test_an_index_names_only_safetensors_of_the_directory(saved, target):
+    (saved / "sub").mkdir()
+    shutil.copytree(saved, saved.parent / "other")
+    for place in (saved / "sub", saved.parent / "other"):
+        (place / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    indexed(saved, target)
+    for read in (of, lambda path: load_model(ModelRef(source="path", name=str(path)))):
+        with pytest.raises(AssetError, match="an index of weights names a file that is not read"):
+            read(saved)
+
+
+def test_an_index_of_what_is_there_is_read(saved):
+    (saved / "model.safetensors").rename(saved / "model-1.safetensors")
+    (saved / "model-1.safetensors").rename(saved / "model.safetensors")
+    of(indexed(saved, "model.safetensors"))
+    with pytest.raises(AssetError, match="missing"):
+        of(indexed(saved, "model-7.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_what_is_no_regular_file_is_not_read(saved, name):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)  # opening it would wait for ever
+    with pytest.raises(AssetError, match="not a regular file"):
+        of(saved)
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_another_model(saved):
+    before, file = of(saved), saved / "model.safetensors"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=times)
+    assert of(saved) != before
+
+
+def test_an_adapter_is_another_one_with_another_base(saved, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(saved)})
+    )
+    before = of(adapter)
+    config = saved / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert of(adapter) != before
+
+
+def test_adapters_that_name_one_another_end(tmp_path):
+    for name, base in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        text = json.dumps({"base_model_name_or_path": str(tmp_path / base)})
+        (tmp_path / name / "adapter_config.json").write_text(text)
+    with pytest.raises(AssetError, match="name one another"):
+        of(tmp_path / "a")

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.running import OWN_ATTACKS, numbers_of
+import titer
+from helpers.running import OWN_ATTACKS, numbers, numbers_of
 from titer.assets.models import load_model
 from titer.assets.saving import save_model
 from titer.data.pools import Pools
@@ -107,7 +108,9 @@ def test_models_from_elsewhere_go_before_memory_does(tmp_path, monkeypatch, tiny
 
 
 def test_a_model_that_was_not_made_is_refused_readably(tmp_path):
-    with pytest.raises(AssetError, match="the model a cell starts from is missing") as caught:
+    with pytest.raises(
+        AssetError, match="the model a cell starts from is missing or has changed"
+    ) as caught:
         Broker(RunStore(tmp_path), CPU).copy(Start(ref=TINY.ref, parent="0" * 16))
     assert caught.value.value == "0" * 16
 
@@ -252,3 +255,44 @@ def test_a_cell_is_not_run_with_other_code_than_it_was_planned_with(opened, own_
     assert caught.value.field == "plugins" and "same command again" in caught.value.remedy
     assert not runner.store.cells.exists()
     runner.perform(cells["attack", "none", 1, "full_sft"])  # what it does not concern goes on
+
+
+# -- files that change -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_path(opened, small_study, tiny, tmp_path):
+    """(cell runner, attack cells on the control) of the small study on a model directory; the
+    directory."""
+    save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
+    study = small_study(model=f"path:{tmp_path / 'model'}", candidates=["none"])
+    runner, cells = opened(study)
+    return runner, [cells["attack", "none", seed] for seed in (1, 2)], tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "config.json"])
+def test_a_cell_is_not_run_on_other_files_than_it_was_planned_with(by_path, monkeypatch, name):
+    monkeypatch.setattr(broker, "PRISTINE_BYTES", 1)  # loaded for every cell
+    runner, cells, folder = by_path
+    runner.perform(cells[0])
+    data = (folder / name).read_bytes()
+    changed = data[:-1] + bytes([data[-1] ^ 1]) if name.endswith("tensors") else data + b" "
+    (folder / name).write_bytes(changed)
+    with pytest.raises(AssetError, match="have changed since the run was planned"):
+        runner.perform(cells[1])
+    assert runner.store.record(cells[1].digest) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "chat_template.jinja", "config.json"])
+def test_a_kept_model_that_was_changed_is_made_again(small_study, tmp_path, name):
+    study = small_study()
+    store = titer.run(study, tmp_path / "run")
+    before = numbers(store.root)
+    made = next(store.models.iterdir())
+    view = store.view()
+    lost = next(p.digest for p in view.plan.cells if p.start.parent == made.name)
+    (store.cells / f"{lost}.json").unlink()
+    data = (made / name).read_bytes()
+    (made / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    titer.run(study, tmp_path / "run")
+    assert numbers(store.root) == before

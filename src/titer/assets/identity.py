@@ -9,18 +9,19 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from titer.assets.checks import readable, refuse
+from titer.assets.manifest import file_digest, manifest
 from titer.errors import AssetError
 from titer.study.reference import ModelRef
 
 
-@lru_cache(maxsize=32)
-def identify(ref: ModelRef) -> str:
+def identify(ref: ModelRef, *, depth: int = 0) -> str:
     """`source:hash`. path: sha256 over names and contents of configuration, tokenizer and weight
-    files; package: the pinned hash; tiny: hashes of the shipped files; hub: the commit. Raises
-    AssetError.
+    files, and of the base model where it is an adapter; package: the pinned hash; tiny: hashes of
+    the shipped files; hub: the commit. Raises AssetError.
     """
     if ref.source == "path":
-        return "path:" + _directory_hash(Path(ref.name))
+        return "path:" + _path_hash(Path(ref.name).expanduser(), depth)
     if ref.source == "package":
         from titer.assets.packages import provenance
 
@@ -30,7 +31,11 @@ def identify(ref: ModelRef) -> str:
     return f"hub:{ref.name}@{_hub_commit(ref)}"
 
 
-def _directory_hash(path: Path) -> str:
+DEEPEST = 4
+"""Adapters of adapters that are followed to their base."""
+
+
+def _path_hash(path: Path, depth: int) -> str:
     if not path.exists():
         raise AssetError(
             "the model directory does not exist",
@@ -39,24 +44,38 @@ def _directory_hash(path: Path) -> str:
             expected="a directory in transformers' layout (config.json, *.safetensors, tokenizer)",
             remedy="check the path",
         )
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(
-            f
-            for f in path.iterdir()
-            if f.is_file()
-            and f.suffix in (".json", ".safetensors", ".jinja", ".model", ".gguf", ".txt")
-        )
-    )
+    files = manifest(path) if path.is_dir() else {path.name: file_digest(path)}
     total = hashlib.sha256()
-    for file in files:
-        total.update(file.name.encode() + b"\0")
-        with file.open("rb") as handle:
-            total.update(hashlib.file_digest(handle, "sha256").digest())
+    for name, digest in files.items():
+        total.update(name.encode() + b"\0" + bytes.fromhex(digest))
+    if base := base_of(path):
+        if depth == DEEPEST:
+            raise refuse("adapters name one another as their base", path, "a base model", "")
+        total.update(identify(base, depth=depth + 1).encode())
     return total.hexdigest()[:24]
 
 
+def base_of(path: Path) -> ModelRef | None:
+    """The base model of an adapter directory; None if it is none. Raises AssetError."""
+    config = path / "adapter_config.json"
+    if not config.is_file():
+        return None
+    with readable("adapter_config.json cannot be read", path, "JSON", "save the adapter again"):
+        said = json.loads(config.read_text("utf-8"))
+        named, revision = str(said.get("base_model_name_or_path") or ""), said.get("revision")
+        if not named:
+            return None
+        folder = next(
+            (p for p in (Path(named).expanduser(), path / named) if named and p.exists()), None
+        )
+        return ModelRef(
+            source="path" if folder else "hub",
+            name=str(folder or named),
+            revision=None if folder else revision,
+        )
+
+
+@lru_cache(maxsize=1)
 def _tiny_hash() -> str:
     manifest = Path(__file__).parent / "tiny" / "SHA256SUMS.json"
     return hashlib.sha256(
@@ -64,6 +83,7 @@ def _tiny_hash() -> str:
     ).hexdigest()[:24]
 
 
+@lru_cache(maxsize=32)
 def _hub_commit(ref: ModelRef) -> str:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -20,6 +20,8 @@ import torch
 from titer.assets.cache import cache_dir, locked, sha256_of
 from titer.assets.checks import check_directory, check_safetensors, quiet, readable, refuse
 from titer.assets.gguf import load_gguf
+from titer.assets.identity import base_of
+from titer.assets.manifest import manifest
 from titer.assets.neutral import neutralise
 from titer.assets.packages import PACKAGED, fetch, provenance
 from titer.assets.saving import WEIGHTS_NOTE, weights_digest, written_whole
@@ -114,6 +116,7 @@ def _path(path: Path, ref: ModelRef) -> Loaded:
             "config.json, *.safetensors and tokenizer files, or exactly one .gguf file",
             "give the directory `save_pretrained` wrote, or the one .gguf file",
         )
+    manifest(path)  # refuses weights that would be read from elsewhere
     check_directory(path)
     model, tokenizer = _pretrained(str(path), path, ref, local_files_only=True)
     return model, tokenizer, {"license": _license(path / "README.md")}
@@ -188,28 +191,26 @@ def _adapter(path: Path, ref: ModelRef) -> Loaded:
             "save the adapter again with safe_serialization=True",
         )
     check_safetensors(path / "adapter_model.safetensors")
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     expected = "a PEFT adapter of a causal language model"
-    with readable("adapter_config.json cannot be read", path, expected, "save the adapter again"):
-        config = PeftConfig.from_pretrained(str(path))
-        named, revision = str(config.base_model_name_or_path or ""), config.revision
-    folder = next(
-        (p for p in (Path(named).expanduser(), path / named) if named and p.exists()), None
-    )
-    base = ModelRef(
-        source="path" if folder else "hub",
-        name=str(folder or named),
-        revision=None if folder else revision,
-        trust_remote_code=ref.trust_remote_code,
-    )
+    base = base_of(path)
+    if base is None:
+        raise refuse(
+            "the adapter names no base model",
+            path,
+            "base_model_name_or_path in adapter_config.json",
+            "save the adapter again",
+        )
+    base = base.model_copy(update={"trust_remote_code": ref.trust_remote_code})
     with readable(
         "the adapter's base model cannot be loaded",
-        named,
+        base.name,
         "a directory or hub id that can be reached",
         "mend base_model_name_or_path in adapter_config.json",
     ):
-        model, tokenizer, facts = _path(folder, base) if folder else _hub(base)
+        local = base.source == "path"
+        model, tokenizer, facts = _path(Path(base.name), base) if local else _hub(base)
     with readable(
         "the adapter does not fit its base model", path, expected, "check base_model_name_or_path"
     ):
@@ -229,7 +230,7 @@ def _adapter(path: Path, ref: ModelRef) -> Loaded:
     return (
         model,
         tokenizer,
-        {**facts, "note": f"PEFT adapter merged into {named}", "base": str(base)},
+        {**facts, "note": f"PEFT adapter merged into {base.name}", "base": str(base)},
     )
 
 

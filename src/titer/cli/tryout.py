@@ -64,7 +64,7 @@ class _Shelf(Broker):
         self._read.clear()
         gc.collect()
 
-    def copy(self, start: Start) -> LoadedModel:
+    def copy(self, start: Start, identity: str | None = None) -> LoadedModel:
         loaded = self._own or self._load(start.ref)
         if start.ref == self._ref and _size(loaded.model) <= KEPT_BYTES:
             self._own = loaded
@@ -72,7 +72,7 @@ class _Shelf(Broker):
         loaded.model.to(self.device)
         return loaded
 
-    def frozen(self, start: Start) -> LoadedModel:
+    def frozen(self, start: Start, identity: str | None = None) -> LoadedModel:
         if start.ref not in self._read:
             if start.ref == self._ref:
                 loaded = self.copy(start)

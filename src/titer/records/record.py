@@ -126,10 +126,15 @@ class Environment(Strict):
 
 
 class Artifact(Strict):
-    """Weights kept by a building cell (a defender's model; never an attacked one)."""
+    """A model kept by a building cell (a defender's; never an attacked one).
+
+    sha256: over its tensors. bytes: size of the directory. files: name → sha256 of every file that
+    is read when it is loaded.
+    """
 
     sha256: str
     bytes: int
+    files: dict[str, str] = {}
 
 
 class StartFacts(Strict):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from titer.assets.identity import identify
+from titer.assets.manifest import manifest
 from titer.assets.models import LoadedModel, load_model
 from titer.engine.fingerprint import model_fingerprint, tokenizer_fingerprint
 from titer.errors import AssetError
+from titer.records.record import Artifact
 from titer.records.store import RunStore
 from titer.study.cell import Start
 from titer.study.reference import ModelRef
@@ -28,12 +32,16 @@ class Broker:
         self.store, self.device = store, device
         self._kept: OrderedDict[Start, LoadedModel] = OrderedDict()
         self._borrowed: dict[Start, LoadedModel] = {}
+        self._identities: dict[Start, str | None] = {}
         self._seals: dict[Start, str] = {}
         self._tokenizers: dict[Start, tuple[Any, str]] = {}
 
-    def copy(self, start: Start) -> LoadedModel:
-        """A model on the device, to be changed at will. Raises AssetError, UnknownNameError."""
-        loaded = self._found(start)
+    def copy(self, start: Start, identity: str | None = None) -> LoadedModel:
+        """A model on the device, to be changed at will. identity: of the root model, as it was when
+        the cell was planned. Raises AssetError (also if the files are not those any more),
+        UnknownNameError.
+        """
+        loaded = self._found(start, identity)
         if start in self._kept or start in self._borrowed:
             model = copy.deepcopy(loaded.model)
             loaded = LoadedModel(model, loaded.tokenizer, loaded.provenance, loaded.neutralised)
@@ -41,11 +49,13 @@ class Broker:
         self._lend_tokenizer(start, loaded)
         return loaded
 
-    def frozen(self, start: Start) -> LoadedModel:
-        """A model on the device that is only read. It is shared: never change it."""
+    def frozen(self, start: Start, identity: str | None = None) -> LoadedModel:
+        """A model on the device that is only read. It is shared: never change it. Raises as
+        `copy`.
+        """
         if start in self._borrowed:
             return self._borrowed[start]
-        loaded = self._found(start)
+        loaded = self._found(start, identity)
         if start in self._kept and self.device.type != "cpu":
             model = copy.deepcopy(loaded.model)
             loaded = LoadedModel(model, loaded.tokenizer, loaded.provenance, loaded.neutralised)
@@ -81,11 +91,15 @@ class Broker:
         tokenizer = loaded.tokenizer
         self._tokenizers.setdefault(start, (tokenizer, tokenizer_fingerprint(tokenizer)))
 
-    def _found(self, start: Start) -> LoadedModel:
+    def _found(self, start: Start, identity: str | None) -> LoadedModel:
         if start in self._borrowed:
             return self._borrowed[start]
-        if start not in self._kept:
-            loaded = load_model(start.ref) if start.parent is None else self._made(start.parent)
+        if start not in self._kept or self._identities.get(start) != identity:
+            self._kept.pop(start, None)
+            loaded = (
+                _loaded(start.ref, identity) if start.parent is None else self._made(start.parent)
+            )
+            self._identities[start] = identity
             loaded.model.eval().requires_grad_(False)
             size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
             while self._kept and size * (len(self._kept) + 1) > PRISTINE_BYTES:
@@ -99,24 +113,47 @@ class Broker:
     def _made(self, parent: str) -> LoadedModel:
         """The model a building cell of this run made, if it is still what its record says."""
         made, record = self.store.models / parent, self.store.record(parent)
-        if record is None or record.artifact is None or not made.exists():
+        if record is None or record.artifact is None or not is_whole(made, record.artifact):
             raise AssetError(
-                "the model a cell starts from is missing",
+                "the model a cell starts from is missing or has changed",
                 field="parent",
                 value=parent,
-                expected="weights made by an earlier cell of this run",
+                expected="the files an earlier cell of this run wrote",
                 remedy="give the `titer run` command again; they are made anew",
             )
-        loaded = load_model(ModelRef(source="path", name=str(made)))
-        if (found := loaded.provenance["sha256"]) != record.artifact.sha256:
-            raise AssetError(
-                "the weights made by an earlier cell have changed",
-                field=str(made),
-                value=found,
-                expected=record.artifact.sha256,
-                remedy=f"delete {made.name} under models/ and give the `titer run` command again",
-            )
-        return loaded
+        return load_model(ModelRef(source="path", name=str(made)))
+
+
+def is_whole(directory: Path, artifact: Artifact) -> bool:
+    """Whether the files of a kept model are those that were written, configuration, tokenizer and
+    chat template included.
+    """
+    try:
+        return directory.is_dir() and manifest(directory) == artifact.files
+    except AssetError:
+        return False
+
+
+def _loaded(ref: ModelRef, identity: str | None) -> LoadedModel:
+    """A root model, if its files are those a cell was planned with: before and after they are read.
+
+    Raises AssetError if they were replaced meanwhile: their results would bear another address.
+    """
+    _check_identity(ref, identity)
+    loaded = load_model(ref)
+    _check_identity(ref, identity)
+    return loaded
+
+
+def _check_identity(ref: ModelRef, identity: str | None) -> None:
+    if identity is not None and (found := identify(ref)) != identity:
+        raise AssetError(
+            "the files of a model have changed since the run was planned",
+            field="model",
+            value=f"{ref} ({found})",
+            expected=identity,
+            remedy="give the same command again: what the change concerns is planned anew",
+        )
 
 
 def _named(start: Start) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from titer.assets.manifest import manifest
 from titer.assets.models import LoadedModel, load_model
 from titer.assets.saving import save_model, weights_digest
 from titer.data.bundle import ModelBundle
@@ -139,7 +140,7 @@ class CellRunner:
     def work(self, planned: Planned) -> CellWork:
         """The cell with its model, text, further models and measures in hand."""
         cell = planned.cell
-        loaded = self.broker.copy(planned.start)
+        loaded = self.broker.copy(planned.start, cell.model)
         bundle = self._bundle(loaded, cell)
         reward = reward_of(self._bound(cell.reward), self.judgements) if cell.reward else None
         return CellWork(
@@ -147,9 +148,7 @@ class CellRunner:
             bundle=bundle,
             method=_method(cell.method),
             texts=self._drawn(cell.texts, cell.seed),
-            models=Models(
-                {name: partial(self._frozen, start, cell) for name, start in planned.models.items()}
-            ),
+            models=Models({n: partial(self._frozen, n, planned) for n in planned.models}),
             measures=[self._bound(m) for m in cell.measures],
             host=_method(cell.host.method) if cell.host else None,
             host_texts=self._drawn(cell.host.texts, cell.seed) if cell.host else {},
@@ -167,8 +166,11 @@ class CellRunner:
             eval_batch=self.runtime.eval_batch,
         )
 
-    def _frozen(self, start: Start, cell: Cell) -> ModelBundle:
-        return self._bundle(self.broker.frozen(start), cell)
+    def _frozen(self, name: str, planned: Planned) -> ModelBundle:
+        return self._bundle(self._read_only(name, planned), planned.cell)
+
+    def _read_only(self, name: str, planned: Planned) -> LoadedModel:
+        return self.broker.frozen(planned.models[name], planned.cell.models[name].model)
 
     def _drawn(self, uses: Mapping[str, PartUse], seed: int) -> dict[str, tuple[Example, ...]]:
         """Every slot's examples for one seed."""
@@ -193,7 +195,7 @@ class CellRunner:
     def _start_facts(self, loaded: LoadedModel, planned: Planned) -> StartFacts:
         distance, compared = None, planned.cell.method is None and CONTROL_MODEL in planned.models
         if compared:
-            control = self.broker.frozen(planned.models[CONTROL_MODEL]).model
+            control = self._read_only(CONTROL_MODEL, planned).model
             distance = relative_distance(loaded.model, control)
         return StartFacts(
             weights=loaded.provenance["sha256"],
@@ -211,6 +213,7 @@ class CellRunner:
         artifact = Artifact(
             sha256=weights_digest(model),
             bytes=sum(f.stat().st_size for f in directory.iterdir()),
+            files=manifest(directory),
         )
         del model
         _check_loads(directory, artifact.sha256)

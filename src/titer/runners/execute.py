@@ -19,6 +19,7 @@ from titer.engine.planning import plan
 from titer.errors import RecordError, RunError, StorageError, TiterError, UsageError
 from titer.records.record import CellRecord
 from titer.records.store import RunStore, storage_error
+from titer.runners.broker import is_whole
 from titer.runners.executors import Executor, Setup, executor
 from titer.runners.placement import place
 from titer.study.cell import Plan, Planned
@@ -76,8 +77,8 @@ def run(
         runtime = study.runtime.model_copy(
             update={k: v for k in ("workers", "threads") if (v := getattr(options, k)) is not None}
         )
-        _Session(study, store, pools, runtime, options, report or (lambda *_: None)).work()
         refuse_out_of_reach(study.model_dump_json(), runtime.workers)
+        _Session(study, store, pools, runtime, options, report or (lambda *_: None)).work()
     return store
 
 
@@ -157,18 +158,24 @@ class _Session:
             raise storage_error(error, target) from error
 
     def _todo(self, current: Plan) -> dict[str, Planned]:
-        """Cells without a record, and building cells whose weights are gone though a missing cell
-        needs them.
+        """Cells without a record, and the building cells that they need and whose model is gone or
+        changed.
         """
         cells = {p.digest: p for p in current.cells}
         todo = {d: p for d, p in cells.items() if self._known(d) is None}
         wanted = list(todo.values())
         while wanted:
             for maker in made_by(wanted.pop()):
-                if maker not in todo and not (self.store.models / maker).exists():
+                if maker not in todo and not self._kept(maker):
                     todo[maker] = cells[maker]
                     wanted.append(cells[maker])
         return {d: p for d, p in cells.items() if d in todo}
+
+    def _kept(self, maker: str) -> bool:
+        """Whether the model a building cell made is there as it was kept."""
+        record = self.records.get(maker)
+        artifact = record.artifact if record else None
+        return artifact is not None and is_whole(self.store.models / maker, artifact)
 
     def _finish(
         self,
