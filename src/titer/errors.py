@@ -97,7 +97,7 @@ class UnknownNameError(UsageError):
             field=field or kind,
             value=name,
             expected=f"one of {', '.join(known)}",
-            remedy=remedy,
+            remedy=" ".join(r if r.endswith("?") else f"{r}." for r in remedies) or None,
         )
 
 
