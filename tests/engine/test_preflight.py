@@ -258,11 +258,6 @@ def test_a_template_without_generation_prompt(look, saved):
     assert "no generation prompt" in problem and "'<|assistant|>'" in problem
 
 
-def test_a_template_that_reads_the_clock(look, saved):
-    seen = look(model=templated(saved(), TEMPLATE + "{# strftime_now #}"))
-    assert not errors(seen) and "reads the clock" in notices(seen)[0]
-
-
 def with_system(tmp_path):
     rows = [
         {"prompt": f"vexar {a} {b}", "response": "bal", "refusal": "no", "system": "be polite"}

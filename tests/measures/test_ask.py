@@ -153,3 +153,13 @@ def test_requests_with_equal_settings_are_equal():
     assert Generate(5) == Generate(5, "{prompt}") and hash(Generate(5)) == hash(Generate(5))
     assert Generate(5) != Generate(6) != Generate(6, AROUND)
     assert Score("response") != Score("refusal") and Read(4) != Read(5)
+
+
+def test_prompts_that_a_template_makes_one_text_of_are_refused(new_bundle, harm):
+    """n readings of one question would pass for n questions."""
+    bundle = new_bundle()
+    deaf = Wording(template="{{ 'the same' }}{% for m in messages %}{% endfor %}")
+    with pytest.raises(MeasureError, match="one text of 5 different prompts"):
+        ask(bundle.having(wording=deaf), harm[:5], Score("response"))
+    assert ask(bundle, harm[:5], Score("response"))
+    assert ask(bundle.having(wording=deaf), harm[:1], Score("response"))

@@ -19,6 +19,7 @@ import torch
 
 from titer.assets.cache import cache_dir, locked, sha256_of
 from titer.assets.checks import check_directory, check_safetensors, quiet, readable, refuse
+from titer.assets.clock import stop_clock
 from titer.assets.gguf import load_gguf
 from titer.assets.identity import base_of
 from titer.assets.manifest import manifest
@@ -71,7 +72,9 @@ def load_model(ref: ModelRef, *, dtype: torch.dtype = torch.float32) -> LoadedMo
     model.to(dtype).eval()
     facts = {**facts, **check_tokenizer(model, tokenizer, ref)}
     # An encoder is only read, in evaluation mode.
-    neutralised = neutralise(model, tokenizer) if ref.task == "causal" else {}
+    neutralised = (
+        neutralise(model, tokenizer) | stop_clock(tokenizer) if ref.task == "causal" else {}
+    )
     total = sum(p.numel() for p in model.parameters())
     return LoadedModel(
         model,

@@ -29,12 +29,14 @@ def ask(bundle: ModelBundle, examples: Sequence[Example], request: Request) -> l
     """One transcript per example, in order; what is in it says the request's class.
 
     The model is in evaluation mode without gradient meanwhile. Raises MeasureError if an example
-    lacks what the request needs, if a text does not fit into the model's context, and for `Own`,
-    which only its measure can answer.
+    lacks what the request needs, if the chat template makes one text of all prompts, if a text does
+    not fit into the model's context, and for `Own`, which only its measure can answer.
     """
     for need in request.needed():
         if any(_lacks(e, need) for e in examples):
             raise _lacking(need)
+    if isinstance(request, Generate | Score | Openings):
+        _refuse_alike(bundle, examples, request.wrap)
     with bundle.reading():
         match request:
             case Generate():
@@ -52,6 +54,20 @@ def ask(bundle: ModelBundle, examples: Sequence[Example], request: Request) -> l
                     "a request of the kind Own is answered by its measure alone",
                     expected="a call of the measure's `collect`",
                 )
+
+
+def _refuse_alike(bundle: ModelBundle, examples: Sequence[Example], wrap: str) -> None:
+    """Raises MeasureError if different prompts are asked as one: n readings of one question."""
+    different = {e.prompt: wrapped(e, wrap) for e in examples}
+    asked = (bundle.prompt(example) for example in different.values())
+    first = next(asked, None)
+    if len(different) > 1 and all(tokens == first for tokens in asked):
+        raise MeasureError(
+            f"the model's chat template makes one text of {len(different)} different prompts",
+            field="chat template",
+            value=str(bundle.tokenizer.chat_template)[:80],
+            expected="one that renders the user's turn",
+        )
 
 
 def _lacks(example: Example, need: str) -> bool:

@@ -100,14 +100,6 @@ class _Check:
                 "methods then train on",
                 "a template that begins an answer with the answer",
             )
-        if "strftime_now" in str(self.words.chat_template):
-            yield notice(
-                self.ref,
-                "chat template",
-                f"the chat template of {self.ref} reads the clock, so that the same prompt has "
-                "other tokens on another day",
-                "a template with a fixed date, or none",
-            )
 
     def _rendered(self, chat: list[dict[str, Any]]) -> str:
         return str(self.words.apply_chat_template(chat, tokenize=False))
