@@ -66,6 +66,7 @@ MEANINGS = {
     "collapsed_low": "lower end of the exact band of collapse",
     "collapsed_high": "upper end of the exact band of collapse",
     "parameters": "of the fit",
+    "not_fitted": "why the data would carry a fit and there is none; empty if there is one",
     "against": "the candidate it is compared with",
     "text": "the same in words",
     "explanation": "what was found",

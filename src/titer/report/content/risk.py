@@ -81,9 +81,9 @@ def fit_table(candidate: CandidateVerdict) -> Table:
         [
             a.attack,
             d.kind,
-            "beyond the data" if d.median is None else f.number(d.median),
+            "beyond the data" if d.median is None and not d.not_fitted else f.number(d.median),
             f.number(d.aic, 4),
-            f.settings({k: f.number(v) for k, v in d.parameters.items()}),
+            d.not_fitted or f.settings({k: f.number(v) for k, v in d.parameters.items()}),
         ]
         for a in candidate.resistance.attacks
         for d in a.descriptive

@@ -115,7 +115,7 @@ class Descriptive(Output):
 
     kind: `turnbull` (nonparametric, for runs probed on different grids), `weibull` or `log-normal`.
     median in steps, None beyond the data. points: (step, share not breached). aic: for choosing
-    among parametric fits.
+    among parametric fits. not_fitted: why the data would carry a fit and there is none.
     """
 
     kind: Literal["turnbull", "weibull", "log-normal"]
@@ -123,6 +123,7 @@ class Descriptive(Output):
     points: tuple[tuple[float, float], ...] = ()
     parameters: dict[str, float] = {}
     aic: float | None = None
+    not_fitted: str = ""
 
 
 class AttackVerdict(Output):

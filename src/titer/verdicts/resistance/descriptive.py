@@ -1,7 +1,7 @@
 """Fitted curves of τ, for description only: no verdict rests on them, and they are made only where
 the data carry them.
 
-lifelines fits them. It closes its intervals on both sides, so τ ∈ (l, u] is given to its
+lifelines (the extra `curves`) fits them; without it, each says what is missing. It closes its intervals on both sides, so τ ∈ (l, u] is given to its
 nonparametric estimate as [l + ½, u] (steps are whole): as [l, u], neighbouring intervals would
 share a point and all mass would land there; as [l + 1, u], an interval of one step would have no
 width, and its mass would be reported one step late. Its default tolerance is good to two digits
@@ -24,6 +24,7 @@ from titer.verdicts.output.verdict import Descriptive
 
 LEAST_EVENTS, LEAST_INTERVALS = 5, 3
 """Parametric fits need so many runs that are not right-censored, in so many different intervals."""
+NOT_FITTED = "not fitted: lifelines is not installed (pip install 'titer[curves]')"
 
 
 def descriptive(
@@ -56,8 +57,10 @@ def _arrays(spans: Sequence[tuple[float, float]], least: float) -> tuple[np.ndar
 
 def _turnbull(spans: Sequence[tuple[float, float]]) -> list[Descriptive]:
     """Nonparametric maximum likelihood (Turnbull 1976) of the share not breached."""
-    from lifelines import KaplanMeierFitter
-
+    try:
+        from lifelines import KaplanMeierFitter
+    except ImportError:
+        return [Descriptive(kind="turnbull", median=None, not_fitted=NOT_FITTED)]
     low, high = _arrays([(a + 0.5, b) for a, b in spans], 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,9 +74,12 @@ def _turnbull(spans: Sequence[tuple[float, float]]) -> list[Descriptive]:
 
 
 def _parametric(spans: Sequence[tuple[float, float]]) -> list[Descriptive]:
-    from lifelines import LogNormalFitter, WeibullFitter
-    from lifelines.exceptions import ConvergenceError
-
+    try:
+        from lifelines import LogNormalFitter, WeibullFitter
+        from lifelines.exceptions import ConvergenceError
+    except ImportError:
+        kinds: tuple[Literal["weibull", "log-normal"], ...] = ("weibull", "log-normal")
+        return [Descriptive(kind=kind, median=None, not_fitted=NOT_FITTED) for kind in kinds]
     low, high = _arrays(spans, 1e-6)
     found = []
     laws: tuple[tuple[Literal["weibull", "log-normal"], Any], ...] = (
