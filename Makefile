@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two test processes, each file in one of them: tests share what a file has made.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: demo test test-all lint bench clean tiny
+.PHONY: demo test test-all lint docs bench clean tiny
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'titer needs Python 3.11 or newer')"
@@ -30,6 +30,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check src tests scripts benchmarks examples
 	$(BIN)/ruff format --check src tests scripts benchmarks examples
 	$(BIN)/mypy
+
+docs: $(VENV)/test.stamp  ## the documentation as a site, in build/site: offline, warnings are errors
+	$(BIN)/python scripts/write_command_line.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/test.stamp  ## overhead of the engine against a bare PyTorch loop
 	$(BIN)/python benchmarks/engine_overhead.py
