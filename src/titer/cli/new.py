@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import re
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,16 +98,20 @@ def class_name(name: str) -> str:
 
 def plugin_text(kind: New, name: str) -> str:
     """The plug-in file: a template with its names replaced."""
-    text = (files("titer.cli") / "templates" / f"{kind}.py").read_text("utf-8")
+    text = _template(f"{kind}.py")
     text = text.replace(class_name(f"my_{kind}"), class_name(name)).replace(f"my_{kind}", name)
     return text.replace(f'"""My {kind}:', f'"""{name.replace("_", " ").capitalize()}:')
 
 
 def study_text(kind: New, name: str) -> str:
-    text = (files("titer.cli") / "templates" / "study.yaml").read_text("utf-8")
+    text = _template("study.yaml")
     for place, part in PARTS[kind].items():
         text = text.replace(place, part)
     return text.replace("NAME", name)
+
+
+def _template(name: str) -> str:
+    return Path(__file__).with_name("templates").joinpath(name).read_text("utf-8")
 
 
 def _check_name(kind: New, name: str) -> None:
