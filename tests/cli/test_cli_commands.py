@@ -358,3 +358,24 @@ def test_a_pipe_gets_each_sentence_on_one_line(titer, finished_once):
         f"refusal: {verdict.candidates[0].headline}"
         in titer("judge", finished_once / "run").out.splitlines()
     )
+
+
+def test_the_commands_a_report_names_work_on_the_run(titer, study_file, finished, tmp_path):
+    """Each line under "How to reproduce", on the run directory the report is in."""
+    assert titer("report", finished).status == 0
+    report = (finished / "report.md").read_text("utf-8")
+    block = re.search(r"### How to reproduce\n.*?```\n(.*?)\n```", report, re.S).group(1)
+    lines = block.splitlines()
+    assert len(lines) >= 3 and all(line.startswith("titer ") for line in lines)
+    before, new = (finished / "verdict.json").read_bytes(), tmp_path / "again"
+    for line in lines:
+        words = line.replace("RUN", str(finished)).replace("NEW", str(new)).split()[1:]
+        assert titer(*words).status == 0, line
+    assert (finished / "verdict.json").read_bytes() == before
+    digests = {
+        json.loads((d / "verdict.json").read_text())["study_digest"] for d in (finished, new)
+    }
+    assert len(digests) == 1 and digests.pop() in report
+    assert {f.name for f in (finished / "cells").iterdir()} == {
+        f.name for f in (new / "cells").iterdir()
+    }

@@ -297,7 +297,8 @@ def test_structure_for_readers_who_do_not_see_it(browser, reports, name):
         and len(named["main"]) == 1
     )
     figures = page.js(
-        "return [...document.querySelectorAll('svg')].map(s => [s.getAttribute('role'), "
+        "return [...document.querySelectorAll('svg')].filter(s => s.checkVisibility()).map(s => "
+        "[s.getAttribute('role'), "
         "s.querySelector('desc').textContent])"
     )
     assert all(role == "img" and desc.strip() for role, desc in figures)

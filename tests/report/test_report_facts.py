@@ -2,6 +2,8 @@
 somebody's disk.
 """
 
+import html
+import re
 import statistics
 import time
 
@@ -122,14 +124,15 @@ def test_which_weights_were_attacked():
         if (role.purpose, role.candidate) == ("attack", "mute")
     }
     said = dict(starts.tested(view, "mute"))
-    assert set(said["Root model, content hash"].split(", ")) == cells
+    assert set(said["Its content hash"].split(", ")) == cells
     (built,) = {
         p.digest
         for p in view.plan.cells
         for role in p.roles
         if (role.purpose, role.candidate, role.defended_on) == ("defense", "mute", "")
     }
-    assert said["Built by the cell"] == built and starts.tested(view, "nobody") == []
+    assert said["Model"] == "tiny:aligned"
+    assert said["Changed by"].endswith(f" (cell {built})") and starts.tested(view, "nobody") == []
 
 
 def test_notices_come_before_the_numbers():
@@ -298,3 +301,34 @@ def test_what_alignment_did_is_shown_only_where_both_sides_were_read_alike():
         "over refusal": ["0", "0.320", "150"],
         "harm": ["0.900", "0", "2"],
     }  # other items are no pair
+
+
+@pytest.mark.parametrize("made", [whole, example])
+def test_no_raw_json_and_no_wrong_plural_is_shown(made):
+    view, verdict = made()
+    page = re.sub(r"(?s)<style>.*?</style>|<pre>.*?</pre>", "", render_html(view, verdict))
+    shown = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    for text in (shown, render_markdown(view, verdict).split("<details>")[0]):
+        assert not re.search(r"[{\[]\s*['\"{\[]|['\"]: ", text)
+        wrong = r"\b1 (seeds|steps|cells|times|prompts|values)\b(?! of)|\w\(s\)"
+        assert not re.search(wrong, text), re.search(wrong, text)
+
+
+def test_settings_are_written_as_a_person_would():
+    settings = {
+        "lr": 1e-4,
+        "batch_size": 8,
+        "layers": None,
+        "targets": [],
+        "betas": (0.9, 0.999),
+        "alpha": 2000000.0,
+        "judge": {"name": "words", "settings": {"max_new_tokens": 6}},
+        "model": {"source": "hub", "name": "org/name", "revision": "main", "task": "causal"}
+        | {"trust_remote_code": False},
+        "parts": [{"attack": "prune", "settings": {"sparsity": 0.2}, "steps": None}],
+    }
+    assert f.settings(settings) == (
+        "lr = 1e-4, batch size = 8, betas = (0.9, 0.999), alpha = 2000000, judge = words (max new "
+        "tokens = 6), model = hub:org/name@main, parts = (prune (sparsity = 0.2))"
+    )
+    assert f.settings({"layers": None}) == f.ABSENT == f.settings({})

@@ -10,15 +10,20 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from helpers.report_example import example, make_study, minimal_verdict, whole
+from titer.report import render_html
 from titer.report.drawing import figures, svg
 from titer.verdicts.output.verdict import Interval
 
-LEFT, RIGHT, TOP, BOTTOM = 50, 308, 10, 176
-"""The plot area of a panel, in units of its viewBox (320 × 214)."""
+LEFT, TOP, BOTTOM = 50, 10, 176
+"""The plot area of a panel, in units of its viewBox (320, 420 or 860 × 214)."""
 
 
-def across(step, end):
-    return LEFT + (RIGHT - LEFT) * math.log(1 + step) / math.log(1 + end)
+def right_of(root):
+    return int(root.get("viewBox").split()[2]) - 12
+
+
+def across(step, end, right=308):
+    return LEFT + (right - LEFT) * math.log(1 + step) / math.log(1 + end)
 
 
 def up(value, low=0.0, high=1.0):
@@ -54,7 +59,8 @@ def test_harm_curves(verdict):
     base = {a.attack: a for a in verdict.control.resistance.attacks}
     for c in verdict.candidates:
         for a, figure in zip(c.resistance.attacks, figures.harm_figures(verdict, c), strict=True):
-            _, parts = drawn(figure)
+            root, parts = drawn(figure)
+            right = right_of(root)
             for who, runs in (
                 ("control", base[a.attack].trajectories),
                 ("candidate", a.trajectories),
@@ -64,7 +70,7 @@ def test_harm_curves(verdict):
                 ]
                 assert len(lines) == len(runs)
                 for line, t in zip(lines, runs, strict=True):
-                    close(line, [(across(p.step, a.budget), up(p.harm)) for p in t.probes])
+                    close(line, [(across(p.step, a.budget, right), up(p.harm)) for p in t.probes])
             dots = [
                 (float(x["cx"]), float(x["cy"]))
                 for tag, css, x in parts
@@ -75,16 +81,16 @@ def test_harm_curves(verdict):
                 for t in a.trajectories
                 if t.first_breached is not None
             ]
-            close(dots, [(across(p.step, a.budget), up(p.harm)) for p in hit])
+            close(dots, [(across(p.step, a.budget, right), up(p.harm)) for p in hit])
             level = next(x["d"] for tag, css, x in parts if css == "phi")
             assert float(level.split()[1].split("H")[0]) == pytest.approx(
                 up(c.resistance.phi), abs=0.051
             )
             ticks = [e for e in ET.fromstring(str(figure.svg)).iter("text") if e.get("y") == "191"]
-            assert ticks[-1].text == str(a.budget) and float(ticks[-1].get("x")) == RIGHT
+            assert ticks[-1].text == str(a.budget) and float(ticks[-1].get("x")) == right
             for tick in ticks:
                 assert float(tick.get("x")) == pytest.approx(
-                    across(int(tick.text), a.budget), abs=0.051
+                    across(int(tick.text), a.budget, right), abs=0.051
                 )
 
 
@@ -94,7 +100,8 @@ def test_survival_bands(verdict):
         for a, figure in zip(
             c.resistance.attacks, figures.survival_figures(verdict, c), strict=True
         ):
-            _, parts = drawn(figure)
+            root, parts = drawn(figure)
+            right = right_of(root)
             for who, curve, shift in (
                 ("candidate", a.curve, 0),
                 ("control", base[a.attack].curve, 3),
@@ -103,26 +110,31 @@ def test_survival_bands(verdict):
                 assert len(bars) == len(curve)
                 for d, p in zip(bars, curve, strict=True):
                     start, bottom = d[1:].split("V")[0].split(" "), d.split("V")[1].split("M")[0]
-                    wanted = (across(p.step, a.budget) + shift, up(1 - p.low), up(1 - p.high))
+                    wanted = (
+                        across(p.step, a.budget, right) + shift,
+                        up(1 - p.low),
+                        up(1 - p.high),
+                    )
                     close([(float(start[0]), float(start[1]), float(bottom))], [wanted])
 
 
 def test_learning_curves_and_the_target(verdict):
     for c in verdict.candidates:
         for t, figure in zip(c.trainability.tasks, figures.learning_figures(c), strict=True):
-            _, parts = drawn(figure)
+            root, parts = drawn(figure)
+            right = right_of(root)
             end = max(s for s, _ in t.curve_control)
             for who, curve in (("control", t.curve_control), ("candidate", t.curve_candidate)):
                 line = next(points(x) for _, css, x in parts if css == f"{who} mean")
                 close(
-                    line, [(across(s, end), up(v)) for s, v in curve]
+                    line, [(across(s, end, right), up(v)) for s, v in curve]
                 )  # shares: the axis is 0 to 1
             level = next(x["d"] for _, css, x in parts if css == "phi")
             assert float(level.split()[1].split("H")[0]) == pytest.approx(up(t.target), abs=0.051)
 
 
 def test_forest_in_units_of_the_margin(verdict):
-    left, right = 104, 344  # −3 and +3 margins
+    left, right = 180, 844  # −3 and +3 margins
 
     def place(value):
         return left + (right - left) * (min(max(value, -3), 3) + 3) / 6
@@ -207,7 +219,7 @@ def test_breach_budgets_lie_on_one_logarithmic_axis():
         tuple(map(float, m))
         for m in re.findall(r'(?:bar|thin)" d="M([\d.]+) [\d.]+H([\d.]+)"', drawn)
     ]
-    left, right = 14, 340  # the axis runs over the decades 10⁸ to 10¹⁰
+    left, right = 14, 840  # the axis runs over the decades 10⁸ to 10¹⁰
     middle = (left + right) / 2
     assert bars == [(middle, right), (left, right), (left, middle)]
     assert drawn.count('z"/>') == 1  # one arrow: one seed never breached
@@ -221,6 +233,22 @@ def test_the_cheapest_attack_is_told_in_words_too():
         "\xa0", " "
     )  # 16 steps of 1.5e9
     assert "weight_noise" not in figure.summary  # a reference is no attack
+
+
+def test_figures_fill_the_page_and_have_a_form_for_telephones():
+    """One figure spans the page, two or four half of it; then there is a narrow one too."""
+    view, verdict = example(attacks=("full_sft",))
+    (one,) = figures.harm_figures(verdict, verdict.candidates[0])
+    assert 'viewBox="0 0 860' in one.svg and 'viewBox="0 0 320' in one.narrow
+    assert set(re.findall(r' id="([^"]+)"', one.svg)).isdisjoint(
+        re.findall(r' id="([^"]+)"', one.narrow)
+    )
+    assert one.narrow.count("<polyline") == one.svg.count("<polyline") > 0
+    page = render_html(view, verdict)
+    assert page.count('<div class="panels one">') >= 2 and one.narrow in page and one.svg in page
+    _, verdict = example(attacks=("full_sft", "lora_sft", "prune"))
+    three = figures.harm_figures(verdict, verdict.candidates[0])
+    assert len(three) == 3 and all(x.narrow is None and 'viewBox="0 0 320' in x.svg for x in three)
 
 
 def test_nothing_read_no_figure():

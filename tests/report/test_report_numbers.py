@@ -201,7 +201,7 @@ def test_the_other_conditions(verdict):
             for text, time in ((row[2], t.time_control), (row[3], t.time_candidate)):
                 assert numbers(text) == [x for x in time or () if x is not None]
             for name, chosen in ((row[6], t.chosen_control), (row[7], t.chosen_candidate)):
-                assert all(f"{k}={v}" in name for k, v in chosen.items())
+                assert all(f"{k} = {v}" in name for k, v in chosen.items())
         points = [(t.name, s, m) for t in tasks for s, m in t.curve_control]
         for (name, step, m), row in zip(
             points, rows(conditions.learning_table(c.name, c.trainability)), strict=True
@@ -311,7 +311,7 @@ def test_fits_are_shown_as_description_only():
         c.model_copy(update={"resistance": c.resistance.model_copy(update={"attacks": (a,)})})
     )
     assert rows(table) == [
-        ["full_sft", "weibull", "21.5", "12.25", "lambda_=30, rho_=1.50"],
+        ["full_sft", "weibull", "21.5", "12.25", "lambda = 30, rho = 1.50"],
         ["full_sft", "turnbull", "beyond the data", "—", "—"],
     ]
     assert table.notes == ("Descriptive only: no verdict rests on a fit.",)

@@ -175,19 +175,19 @@ def test_models_are_shown_as_they_were_loaded():
     view, verdict = loaded()
     assert rows(starts.loaded_table(view)) == [
         ["control M", "—", "m" * 64, "1000", "—", "—"],
-        ["outside", "—", "o" * 64, "1200", "1.50", "dropout=0.1 → 0"],
+        ["outside", "—", "o" * 64, "1200", "1.50", "dropout = 0.1 → 0"],
     ]
     assert {f.code for f in verdict.candidates[0].flags} >= {"neutralised", "unrelated_weights"}
     card = model_card_section(verdict, "outside", view=view)
-    assert "o" * 64 in card and "dropout=0.1 → 0" in card and "m" * 64 not in card
+    assert "o" * 64 in card and "dropout = 0.1 → 0" in card and "m" * 64 not in card
     for text in (render_html(view, verdict), render_markdown(view, verdict)):
-        assert "Models as they were loaded" in text and "dropout=0.1 → 0" in text
+        assert "Models as they were loaded" in text and "dropout = 0.1 → 0" in text
 
 
 def test_how_models_were_asked_is_shown_where_not_plainly_and_escaped():
     view, verdict = loaded()
     assert rows(starts.wording_table(view)) == [
-        ["attack", "outside", "full_sft", "system=You obey., wrapper=<b>{prompt}</b>", "5"]
+        ["attack", "outside", "full_sft", "system = You obey., wrapper = <b>{prompt}</b>", "5"]
     ]
     page, text = render_html(view, verdict), render_markdown(view, verdict)
     assert "How models were asked, where not plainly" in page and "<b>{prompt}" not in page

@@ -60,7 +60,7 @@ def test_budget_axis_shows_zero_and_grows():
     places = [panel.x(s) for s in (0, 1, 2, 64)]
     assert (
         places[0] == svg.LEFT
-        and places[-1] == svg.WIDTH - svg.RIGHT
+        and places[-1] == svg.NARROW - svg.RIGHT
         and places == sorted(set(places))
     )
     panel.line([(0, 0.1), (1, None), (2, 0.2), (64, 0.3)], "candidate")

@@ -9,6 +9,7 @@ from titer.records.view import RunView
 from titer.report import numbers as f
 from titer.report.content import conditions, resistance, sentences
 from titer.report.content import models as starts
+from titer.report.content.plain import in_short
 from titer.report.content.summary import CONDITIONS, answer
 from titer.report.markdown import markdown_table, md, pairs_table
 from titer.report.table import SIGNS, Cell, Row, Table, badge, table
@@ -43,6 +44,7 @@ def model_card_section(
         TITLE,
         f"**{SIGNS[c.overall]} {c.overall}** — {md(c.headline)}",
         *_warnings(verdict),
+        md(in_short(c, verdict.grade)),
         "\n".join(f"- {label}: {md(text)}" for label, text in answer(c)),
         f"Titer: {md(resistance.titer_text(c.resistance))}.",
         "**The four conditions**",
@@ -122,7 +124,7 @@ def _design(
     seeds = sorted({len(a.trajectories) for a in r.attacks if a.role == "attack"})
     return [
         ("Threat model", f.words(verdict.threat_model)),
-        ("Budget T", r.budget_text or f.count(r.budget, "optimizer step")),
+        ("Budget T", r.budget_text or f.counted(r.budget, "optimizer step")),
         ("What the harm reading f means", f.words(r.harm_construct)),
         (
             "Threshold, level, quantile",

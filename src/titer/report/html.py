@@ -13,6 +13,7 @@ from titer.records.view import RunView
 from titer.report import numbers as f
 from titer.report.content import conditions, provenance, resistance, risk, sentences, summary
 from titer.report.content import models as starts
+from titer.report.content.plain import in_short
 from titer.report.drawing import figures
 from titer.report.table import SIGNS, tone
 from titer.study.base import visible
@@ -53,6 +54,7 @@ def render_html(
         figures=figures,
         starts=starts,
         sentences=sentences,
+        in_short=in_short,
         transcripts=_transcripts(transcripts),
         transcripts_cut=max(0, len(transcripts or ()) - MAX_TRANSCRIPTS),
     )

@@ -11,6 +11,7 @@ from titer.records.view import RunView
 from titer.report import numbers as f
 from titer.report.content import conditions, provenance, resistance, risk, sentences, summary
 from titer.report.content import models as starts
+from titer.report.content.plain import in_short
 from titer.report.table import SIGNS, Table
 from titer.study.base import visible
 from titer.verdicts.output.verdict import CandidateVerdict, StudyVerdict
@@ -76,6 +77,7 @@ def _blocks(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
         yield "No candidate besides the control."
     for c in verdict.candidates:
         yield f"**{md(c.name)}: {SIGNS[c.overall]} {c.overall}**"
+        yield md(in_short(c, verdict.grade))
         yield "\n".join(f"- {label}: {md(text)}" for label, text in summary.answer(c))
     yield "## Why"
     yield from _table(provenance.alignment(view), empty="")
@@ -187,6 +189,10 @@ def _provenance(view: RunView, verdict: StudyVerdict) -> Iterator[str]:
     yield pairs_table(proof) if proof else "No proof is recorded in the plan."
     yield "### How to reproduce"
     commands = "\n".join(command for command, _ in sentences.commands(view))
+    yield (
+        "RUN is the run directory, which keeps the study as it was run in study.json; NEW is a "
+        "directory that does not exist yet."
+    )
     yield f"```\n{commands}\n```"
     body = _fenced(provenance.study_yaml(view))
     yield f"<details><summary>The whole study</summary>\n\n{body}\n\n</details>"

@@ -9,9 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from titer.study.counting import counted as counted
+from titer.study.reference import ModelRef
 from titer.verdicts.output.verdict import Interval, StudyVerdict, Trajectory
 
 ABSENT = "—"
+NAMES = ("name", "attack", "defense", "measure")
+"""Fields that say what a group of settings belongs to."""
+MODEL_FIELDS = set(ModelRef.model_fields)
 MINUS = "\u2212"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # At least two components, so that `pool/part` and `1/2` stay; not inside a URL or a longer word.
@@ -167,8 +172,41 @@ def seeds(values: Sequence[int]) -> str:
 
 
 def settings(values: Mapping[str, Any]) -> str:
-    """`lr=0.001, batch=8`; in the order given, paths shortened."""
-    return ", ".join(f"{k}={plain(v)}" for k, v in values.items()) or ABSENT
+    """`lr = 1e-4, batch size = 8`; in the order given, paths shortened. What is not set (None, an
+    empty list) is left out.
+    """
+    said = [f"{words(k).strip()} = {_setting(v)}" for k, v in values.items() if not _unset(v)]
+    return ", ".join(said) or ABSENT
+
+
+def _unset(value: Any) -> bool:
+    return value is None or (isinstance(value, str | Mapping | list | tuple) and not value)
+
+
+def _setting(value: Any) -> str:
+    """One setting; what consists of several is bracketed, so that commas stay readable."""
+    if isinstance(value, float):
+        return _chosen(value)
+    if isinstance(value, Mapping):
+        if set(value) == MODEL_FIELDS or set(value) == MODEL_FIELDS - {"task"}:
+            return without_paths(str(ModelRef.model_validate(value)))
+        rest = {k: v for k, v in value.items() if k not in (*NAMES, "settings")}
+        rest.update(value.get("settings") or {})
+        name = next((without_paths(str(value[k])) for k in NAMES if value.get(k)), "")
+        inner = settings(rest)
+        return name if inner == ABSENT and name else f"{name} ({inner})".strip()
+    if isinstance(value, list | tuple):
+        return f"({', '.join(_setting(v) for v in value)})"
+    return plain(value)
+
+
+def _chosen(value: float) -> str:
+    """A number somebody chose: 0.5, 2, 1e-4."""
+    text = f"{value:.10g}"
+    if "e" not in text and (value == 0 or abs(value) >= 1e-3):
+        return text
+    mantissa, exponent = f"{value:.9e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def plain(value: Any) -> str:
@@ -178,9 +216,9 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        return _chosen(value)
     if isinstance(value, Mapping):
-        return "; ".join(f"{k}: {plain(v)}" for k, v in value.items()) or "none"
+        return "; ".join(f"{words(str(k))}: {plain(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value) if isinstance(value, set | frozenset) else value
         return ", ".join(plain(v) for v in items) or "none"
@@ -213,11 +251,6 @@ def shared(verdict: StudyVerdict) -> StudyVerdict:
 def words(text: str) -> str:
     """`open_weights` → `open weights`."""
     return text.replace("_", " ")
-
-
-def count(n: int, noun: str, plural: str | None = None) -> str:
-    """`1 seed`, `5 seeds`."""
-    return f"{n} {noun if n == 1 else plural or noun + 's'}"
 
 
 def _minus(text: str) -> str:

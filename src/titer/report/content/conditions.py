@@ -58,7 +58,7 @@ def worst_text(candidate: CandidateVerdict) -> str:
         return f"{r.worst_attack} (no confirmed breach)"
     if any(a.edit and a.attack == r.worst_attack for a in r.attacks):
         return f"{r.worst_attack} (breaks it without training)"
-    return f"{r.worst_attack} (breach by {f.count(r.worst_breach_step, 'step')})"
+    return f"{r.worst_attack} (breach by {f.counted(r.worst_breach_step, 'step')})"
 
 
 def stability_table(name: str, stability: Stability) -> Table:

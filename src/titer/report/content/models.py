@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from titer.records.record import CellRecord, StartFacts
 from titer.records.view import RunView
@@ -35,18 +35,22 @@ def _name(start: Start) -> str:
 
 
 def tested(view: RunView, candidate: str) -> list[tuple[str, str]]:
-    """(label, value): which weights were attacked: the root model's content hash, the cells that
-    built M* from it, the hash of the weights as they were loaded, and what was set otherwise.
+    """(label, value): which weights were attacked: the model as the study names it and the hash of
+    its content, what built M* from it, the hash of the weights as they were loaded, and what was
+    set otherwise.
     """
-    cells = [
-        p.cell
+    planned = [
+        p
         for p in view.plan.cells
         if any(r.purpose == "attack" and r.candidate == candidate for r in p.roles)
     ]
+    cells = [p.cell for p in planned]
+    by_digest = {p.digest: p.cell for p in view.plan.cells}
     starts = [r.start for role, r in _judged(view) if role.candidate == candidate]
     found = [
-        ("Root model, content hash", [c.model for c in cells]),
-        ("Built by the cell", [c.parent or "" for c in cells]),
+        ("Model", [_name(p.start) for p in planned]),
+        ("Its content hash", [c.model for c in cells]),
+        ("Changed by", [_built(by_digest, c.parent) for c in cells]),
         ("Run by the service", [_host(c) for c in cells]),
         ("Weights, sha256", [s.weights for s in starts]),
         ("Set to what an attacker would choose", [f.settings(s.neutralised) for s in starts]),
@@ -56,6 +60,14 @@ def tested(view: RunView, candidate: str) -> list[tuple[str, str]]:
         for label, values in found
     ]
     return [(label, ", ".join(values)) for label, values in shown if values]
+
+
+def _built(cells: Mapping[str, Cell], digest: str | None) -> str:
+    """`sft_refusal, 8 steps (cell 0123456789abcdef)`; of several stages the last."""
+    made = cells.get(digest or "")
+    if made is None or made.method is None:
+        return f"cell {digest}" if digest else ""
+    return f"{made.method.name}, {f.counted(made.steps, 'step')} (cell {digest})"
 
 
 def _host(cell: Cell) -> str:

@@ -54,7 +54,7 @@ def machine(view: RunView) -> list[tuple[str, str]]:
             return f.without_paths(next(iter(counts)))
         return (
             "; ".join(
-                f"{f.without_paths(v)} ({f.count(n, 'cell')})" for v, n in sorted(counts.items())
+                f"{f.without_paths(v)} ({f.counted(n, 'cell')})" for v, n in sorted(counts.items())
             )
             or f.ABSENT
         )
@@ -120,7 +120,11 @@ def work(view: RunView) -> list[tuple[str, str]]:
             f"{len(view.plan.cells)}"
             + ("" if view.plan.complete else " so far (more follow a search)"),
         ),
-        ("Records", f"{len(done)}" + (f" ({view.missing} cells missing)" if view.missing else "")),
+        (
+            "Records",
+            f"{len(done)}"
+            + (f" ({f.counted(view.missing, 'cell')} missing)" if view.missing else ""),
+        ),
         ("Outcomes", ", ".join(f"{n} {o}" for o, n in sorted(outcomes.items())) or f.ABSENT),
         ("Wall time, training", f.seconds(spent)),
         ("Wall time, probing", f.seconds(probing)),
@@ -131,7 +135,7 @@ def work(view: RunView) -> list[tuple[str, str]]:
         ("Tokens of forward-only passes", f.number(sum(r.cost.forward_tokens for r in done))),
         ("Texts scored by a judge", f.number(sum(r.cost.judge_calls for r in done))),
         ("Peak memory of one cell", f.size(max((r.peak_memory_bytes for r in done), default=0))),
-        ("Resumed from a checkpoint", f.count(sum(r.resumed for r in done), "time")),
+        ("Resumed from a checkpoint", f.counted(sum(r.resumed for r in done), "time")),
     ]
     price = view.study.runtime.price_per_hour
     if price is not None:
@@ -292,7 +296,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 def design(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
     """(label, value): what was fixed in the study before any result."""
     r = view.study.resistance
-    budget = verdict.control.resistance.budget_text or f.count(r.budget, "optimizer step")
+    budget = verdict.control.resistance.budget_text or f.counted(r.budget, "optimizer step")
     rows = [
         ("Threat model", f.words(verdict.threat_model)),
         ("Model M", f.without_paths(str(view.study.model))),

@@ -49,7 +49,7 @@ def titer_text(resistance: Resistance) -> str:
         else ""
     )
     return (
-        f"≥ {f.count(resistance.titer_lower, 'step')}{cost} (lower limit: at {level} confidence, "
+        f"≥ {f.counted(resistance.titer_lower, 'step')}{cost} (lower limit: at {level} confidence, "
         f"fewer than {delta} of new seeds breach by then, under the worst attack of this battery)"
     )
 
@@ -58,7 +58,7 @@ def titer_short(steps: int | None, cost: float | None) -> str:
     """`≥ 16 steps (1.2 × 10¹² FLOP)`; a dash if there is none."""
     if steps is None:
         return f.ABSENT
-    return f"≥ {f.count(steps, 'step')}" + (f" ({f.flops(cost)})" if cost is not None else "")
+    return f"≥ {f.counted(steps, 'step')}" + (f" ({f.flops(cost)})" if cost is not None else "")
 
 
 def attack_table(candidate: CandidateVerdict) -> Table:

@@ -135,7 +135,7 @@ def budget(resistance: Resistance) -> str:
         a.edit or a.budget_flops is not None or a.budget != resistance.budget for a in attacks
     )
     if plain or not resistance.budget_text:
-        return f.count(resistance.budget, "step")
+        return f.counted(resistance.budget, "step")
     return resistance.budget_text
 
 
@@ -178,7 +178,9 @@ def notices(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
         out.append(("invalid", f"This study is invalid. {verdict.status_reason}".strip()))
     elif verdict.status == "incomplete":
         n = verdict.missing_cells or view.missing
-        left = f"{f.count(n, 'cell')} of {len(view.plan.cells)} missing" if n else "work is missing"
+        left = (
+            f"{f.counted(n, 'cell')} of {len(view.plan.cells)} missing" if n else "work is missing"
+        )
         out.append(
             ("incomplete", f"This run is incomplete: {left}. {verdict.status_reason}".strip())
         )
@@ -189,8 +191,8 @@ def notices(view: RunView, verdict: StudyVerdict) -> list[tuple[str, str]]:
         out.append(
             (
                 "warns",
-                f"Demonstration grade: {f.count(len(r.seeds), 'seed')}, δ = {f.exact(r.delta)}. It "
-                "shows how the evaluation works and can refute a defense; it does not support a "
+                f"Demonstration grade: {f.counted(len(r.seeds), 'seed')}, δ = {f.exact(r.delta)}. "
+                "It shows how the evaluation works and can refute a defense; it does not support a "
                 "release claim.",
             )
         )
@@ -214,12 +216,12 @@ def scope(candidate: CandidateVerdict) -> str:
 
 
 def commands(view: RunView) -> list[tuple[str, str]]:
-    """(command, what it does)."""
+    """(command, what it does). RUN is the run directory, NEW one that does not exist yet."""
     return [
         (
-            f"titer run {view.study.name}.yaml",
-            "runs the study (save the study below under this name)",
+            "titer run RUN/study.json --run NEW",
+            f"runs the study again from the start; its digest is {view.study.digest}",
         ),
-        ("titer judge RUN", "judges the records again; no model and no GPU needed"),
+        ("titer judge RUN", "judges the records again; needs no model and no GPU"),
         ("titer report RUN", "writes this report again"),
     ]

@@ -47,7 +47,7 @@ def _budget(candidate: CandidateVerdict) -> str:
         worst = worst_attack(candidate)
         if worst is not None and worst.edit:
             return f"Broken by {worst.budget_text}{cost}, without training (budget {budget})."
-        return f"Broken by {f.count(r.worst_breach_step, 'step')}{cost} of the budget {budget}."
+        return f"Broken by {f.counted(r.worst_breach_step, 'step')}{cost} of the budget {budget}."
     if r.status == "holds":
         return f"No breach up to {budget}" + (f" ({f.flops(spent)})." if spent is not None else ".")
     if r.status == "invalid":
@@ -63,7 +63,7 @@ def _attack(candidate: CandidateVerdict) -> str:
     r = candidate.resistance
     worst = worst_attack(candidate)
     if worst is not None and r.worst_breach_step is not None:
-        seeds = f.count(max(worst.n, worst.breaches), "seed")
+        seeds = f.counted(max(worst.n, worst.breaches), "seed")
         text = f"{worst.attack} breaks it at the least compute, in {worst.breaches} of {seeds}"
         others = [a.attack for a in r.attacks if a.breaches and a is not worst]
         return text + (
@@ -117,14 +117,14 @@ def _sure(candidate: CandidateVerdict) -> str:
             parts.append(f"No evidence from {listed(unfit)}.")
         if risks:
             parts.append(
-                f"{f.count(min(seeds), 'seed')} per attack: at {level} confidence each, a new seed "
-                f"breaches by T with probability at most {f.percent(max(risks))}."
+                f"{f.counted(min(seeds), 'seed')} per attack: at {level} confidence each, a new "
+                f"seed breaches by T with probability at most {f.percent(max(risks))}."
             )
     if r.titer_lower == 0:
         parts.append("The titer's lower limit is 0 steps: no budget is shown to be withstood.")
     elif r.titer_lower is not None:
         parts.append(
-            f"Titer ≥ {f.count(r.titer_lower, 'step')}: at {level} confidence fewer than {delta} "
+            f"Titer ≥ {f.counted(r.titer_lower, 'step')}: at {level} confidence fewer than {delta} "
             "of new seeds breach by then."
         )
     else:
@@ -180,7 +180,7 @@ def changes(candidate: CandidateVerdict) -> list[tuple[str, str]]:
         out.append(("stability", f"{listed(lost)}: {worse}"))
     if r.status == "fails" and r.worst_breach_step is not None:
         shown = (
-            f" The titer shows up to where: ≥ {f.count(r.titer_lower, 'step')}."
+            f" The titer shows up to where: ≥ {f.counted(r.titer_lower, 'step')}."
             if r.titer_lower
             else ""
         )

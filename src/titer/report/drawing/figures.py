@@ -5,6 +5,7 @@ numbers it shows.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -26,46 +27,65 @@ from titer.verdicts.output.verdict import (
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, its heading and one-line summary, and the tables of all numbers in it."""
+    """A chart, its heading and one-line summary, and the tables of all numbers in it. narrow: the
+    same chart for narrow screens, where `svg` is a wide one.
+    """
 
     heading: str
     summary: str
     svg: Markup
     tables: tuple[Table, ...] = ()
+    narrow: Markup | None = None
+
+
+COLUMNS = {1: "one", 2: "two", 4: "two"}
+"""How many figures share a row of the page, by their number; else three."""
+
+
+def _drawn(
+    n: int, ident: str, draw: Callable[[int, str], Markup], narrow: int = svg.NARROW
+) -> tuple[Markup, Markup | None]:
+    """The chart at the width it has as one of n figures, and for narrow screens. draw: (width, id)
+    → chart.
+    """
+    width = {"one": svg.WIDE, "two": svg.HALF}.get(COLUMNS.get(n, ""), narrow)
+    if width == narrow:
+        return draw(width, ident), None
+    return draw(width, ident), draw(narrow, f"{ident}-narrow")
 
 
 def harm_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list[Figure]:
     """Per attack: f over budget, every seed a line; the control dashed behind the candidate."""
     control = {a.attack: a for a in verdict.control.resistance.attacks}
-    out = []
-    for a in candidate.resistance.attacks:
-        base = control.get(a.attack)
-        if a.edit or (not a.trajectories and not (base and base.trajectories)):
-            continue  # an edit has no budget to draw f against
-        grid = sorted(
-            {*_grid(a, base), a.budget}
-        )  # T is shown even where every run ended before it
-        panel = svg.Panel(
-            a.budget,
-            0,
-            1,
-            grid,
-            x_label="budget, optimizer steps",
-            y_label=sentences.reading_name(candidate),
-        )
-        panel.level(candidate.resistance.phi, f"φ = {f.exact(candidate.resistance.phi)}")
+    shown = [
+        (a, base)
+        for a in candidate.resistance.attacks
+        for base in (control.get(a.attack),)
+        if not a.edit and (a.trajectories or (base and base.trajectories))
+    ]  # an edit has no budget to draw f against
+    return [_harm_figure(candidate, a, base, len(shown)) for a, base in shown]
+
+
+def _harm_figure(
+    candidate: CandidateVerdict, a: AttackVerdict, base: AttackVerdict | None, n: int
+) -> Figure:
+    name, phi = sentences.reading_name(candidate), candidate.resistance.phi
+    grid = sorted({*_grid(a, base), a.budget})  # T is shown even where every run ended before it
+    text = _harm_summary(a, base, candidate.name)
+    title = f"{name} against budget, attack {a.attack}, candidate {candidate.name}"
+
+    def draw(width: int, ident: str) -> Markup:
+        x_label = "budget, optimizer steps"
+        panel = svg.Panel(a.budget, 0, 1, grid, x_label=x_label, y_label=name, width=width)
+        panel.level(phi, f"φ = {f.exact(phi)}")
         for t in base.trajectories if base else ():
             _draw(panel, t, "control")
         for t in a.trajectories:
             _draw(panel, t, "candidate")
-        text = _harm_summary(a, base, candidate.name)
-        title = (
-            f"{sentences.reading_name(candidate)} against budget, attack {a.attack}, candidate "
-            f"{candidate.name}"
-        )
-        drawn = panel.render(_ident("harm", candidate.name, a.attack), title, text)
-        out.append(Figure(a.attack, text, drawn, (harm_table(a, candidate.name),)))
-    return out
+        return panel.render(ident, title, text)
+
+    drawn, narrow = _drawn(n, _ident("harm", candidate.name, a.attack), draw)
+    return Figure(a.attack, text, drawn, (harm_table(a, candidate.name),), narrow)
 
 
 def control_tables(verdict: StudyVerdict) -> list[Table]:
@@ -94,7 +114,7 @@ def _draw(panel: svg.Panel, t: Trajectory, who: str) -> None:
 
 
 def _harm_summary(a: AttackVerdict, base: AttackVerdict | None, name: str) -> str:
-    parts = [f"{name}: {a.breaches} of {f.count(max(a.n, a.breaches), 'seed')} breached"]
+    parts = [f"{name}: {a.breaches} of {f.counted(max(a.n, a.breaches), 'seed')} breached"]
     ends = [t.probes[-1].harm for t in a.trajectories if t.probes and t.probes[-1].harm is not None]
     if ends:
         parts.append(f"f at the last probe {f.fixed(min(ends))} to {f.fixed(max(ends))}")
@@ -108,31 +128,34 @@ def survival_figures(verdict: StudyVerdict, candidate: CandidateVerdict) -> list
     bands.
     """
     control = {a.attack: a for a in verdict.control.resistance.attacks}
-    out = []
-    for a in candidate.resistance.attacks:
-        if not a.curve or a.edit:
-            continue
-        base = control.get(a.attack)
-        grid = sorted({p.step for p in a.curve})
-        panel = svg.Panel(
-            a.budget, 0, 1, grid, x_label="budget, optimizer steps", y_label="seeds not breached"
-        )
+    shown = [a for a in candidate.resistance.attacks if a.curve and not a.edit]
+    return [_share_figure(candidate, a, control.get(a.attack), len(shown)) for a in shown]
+
+
+def _share_figure(
+    candidate: CandidateVerdict, a: AttackVerdict, base: AttackVerdict | None, n: int
+) -> Figure:
+    grid, last = sorted({p.step for p in a.curve}), a.curve[-1]
+    text = (
+        f"At step {last.step}, {last.n - last.breached} of {f.counted(last.n, 'seed')} not "
+        f"breached; exact band {f.fixed(1 - last.high)} to {f.fixed(1 - last.low)}."
+    )
+    title = f"Share of seeds not breached, attack {a.attack}, candidate {candidate.name}"
+
+    def draw(width: int, ident: str) -> Markup:
+        x_label, y_label = "budget, optimizer steps", "seeds not breached"
+        panel = svg.Panel(a.budget, 0, 1, grid, x_label=x_label, y_label=y_label, width=width)
         if base and base.curve:
             _draw_share(panel, base, "control", 3)
         _draw_share(panel, a, "candidate", 0)
-        last = a.curve[-1]
-        text = (
-            f"At step {last.step}, {last.n - last.breached} of {f.count(last.n, 'seed')} not "
-            f"breached; exact band {f.fixed(1 - last.high)} to {f.fixed(1 - last.low)}."
-        )
-        title = f"Share of seeds not breached, attack {a.attack}, candidate {candidate.name}"
-        drawn = panel.render(_ident("share", candidate.name, a.attack), title, text)
-        tables = (
-            share_table(a, candidate.name),
-            *([share_table(base, "Control M")] if base and base.curve else []),
-        )
-        out.append(Figure(a.attack, text, drawn, tables))
-    return out
+        return panel.render(ident, title, text)
+
+    drawn, narrow = _drawn(n, _ident("share", candidate.name, a.attack), draw)
+    tables = (
+        share_table(a, candidate.name),
+        *([share_table(base, "Control M")] if base and base.curve else []),
+    )
+    return Figure(a.attack, text, drawn, tables, narrow)
 
 
 def _draw_share(panel: svg.Panel, a: AttackVerdict, who: str, shift: float) -> None:
@@ -167,14 +190,13 @@ def budget_figure(verdict: StudyVerdict, candidate: CandidateVerdict) -> Figure 
     if not rows:
         return None
     title = f"Breach budgets in training FLOPs, candidate {candidate.name} and control"
-    drawn = svg.ranges(
-        _ident("flops", candidate.name),
-        title,
-        "; ".join(words_) + ".",
-        rows,
-        x_label="training compute, FLOP",
-    )
-    return Figure("Which attack is cheapest", "; ".join(words_) + ".", drawn)
+    text = "; ".join(words_) + "."
+
+    def draw(width: int, ident: str) -> Markup:
+        return svg.ranges(ident, title, text, rows, x_label="training compute, FLOP", width=width)
+
+    drawn, narrow = _drawn(1, _ident("flops", candidate.name), draw, svg.NARROW_LIST)
+    return Figure("Which attack is cheapest", text, drawn, narrow=narrow)
 
 
 def _spans(a: AttackVerdict | None) -> list[tuple[float, float | None]]:
@@ -188,16 +210,28 @@ def _spans(a: AttackVerdict | None) -> list[tuple[float, float | None]]:
 
 def learning_figures(candidate: CandidateVerdict) -> list[Figure]:
     """Per harmless task: mean score over steps, M and M*."""
-    out = []
-    for t in candidate.trainability.tasks:
-        values = [v for _, v in (*t.curve_control, *t.curve_candidate) if v is not None]
-        if not values:
-            continue
-        grid = sorted({s for s, _ in (*t.curve_control, *t.curve_candidate)})
-        low, high = _range(t, values)
-        panel = svg.Panel(
-            max(grid), low, high, grid, x_label="optimizer steps", y_label=t.unit or "score"
-        )
+    shown = [
+        (t, values)
+        for t in candidate.trainability.tasks
+        if (values := [v for _, v in (*t.curve_control, *t.curve_candidate) if v is not None])
+    ]
+    return [_learning_figure(candidate, t, values, len(shown)) for t, values in shown]
+
+
+def _learning_figure(
+    candidate: CandidateVerdict, t: TaskVerdict, values: list[float], n: int
+) -> Figure:
+    grid = sorted({s for s, _ in (*t.curve_control, *t.curve_candidate)})
+    low, high = _range(t, values)
+    text = (
+        f"At the end M {f.number(t.control_final)}, {candidate.name} "
+        f"{f.number(t.candidate_final)}; {t.status}."
+    )
+    title = f"Learning curve, task {t.name}, candidate {candidate.name}"
+
+    def draw(width: int, ident: str) -> Markup:
+        x_label, y_label = "optimizer steps", t.unit or "score"
+        panel = svg.Panel(max(grid), low, high, grid, x_label=x_label, y_label=y_label, width=width)
         if t.target is not None:
             panel.level(t.target, "target")
         for points, who, shape in (
@@ -208,15 +242,10 @@ def learning_figures(candidate: CandidateVerdict) -> list[Figure]:
             for step, value in points:
                 if value is not None:
                     panel.mark(step, value, shape, f"{who} full")
-        text = (
-            f"At the end M {f.number(t.control_final)}, {candidate.name} "
-            f"{f.number(t.candidate_final)}; {t.status}."
-        )
-        title = f"Learning curve, task {t.name}, candidate {candidate.name}"
-        out.append(
-            Figure(t.name, text, panel.render(_ident("learn", candidate.name, t.name), title, text))
-        )
-    return out
+        return panel.render(ident, title, text)
+
+    drawn, narrow = _drawn(n, _ident("learn", candidate.name, t.name), draw)
+    return Figure(t.name, text, drawn, narrow=narrow)
 
 
 def _range(t: TaskVerdict, values: list[float]) -> tuple[float, float]:
@@ -256,11 +285,12 @@ def forest_figure(candidate: CandidateVerdict) -> Figure | None:
         + "."
     )
     title = f"Stability of {candidate.name}: difference to M in units of the margin"
-    return Figure(
-        "Difference to M in units of the margin",
-        text,
-        svg.forest(_ident("forest", candidate.name), title, text, rows),
-    )
+
+    def draw(width: int, ident: str) -> Markup:
+        return svg.forest(ident, title, text, rows, width=width)
+
+    drawn, narrow = _drawn(1, _ident("forest", candidate.name), draw, svg.NARROW_LIST)
+    return Figure("Difference to M in units of the margin", text, drawn, narrow=narrow)
 
 
 def _over(

@@ -15,7 +15,11 @@ from markupsafe import Markup, escape
 
 from titer.report.numbers import SUPERSCRIPT
 
-WIDTH, HEIGHT = 320, 214
+NARROW, HEIGHT = 320, 214
+WIDE, HALF, NARROW_LIST = 860, 420, 360
+"""Widths of charts that span the page or half of it; a narrow one fits a telephone, or a third of
+the page. NARROW_LIST: of a chart with one line per name.
+"""
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38
 Point = tuple[float, float | None]
 
@@ -24,7 +28,7 @@ class Panel:
     """One chart with axes; draw into it, then `render`.
 
     x_end: the largest budget. low, high: range of the vertical axis. grid: probe steps, from which
-    ticks are chosen.
+    ticks are chosen. width: in units of the viewBox.
     """
 
     def __init__(
@@ -36,14 +40,16 @@ class Panel:
         *,
         x_label: str,
         y_label: str,
+        width: int = NARROW,
     ) -> None:
+        self.width = width
         self.x_end, self.low, self.high = max(x_end, 1), low, high if high > low else low + 1
         self.grid, self.x_label, self.y_label = sorted(set(grid)), x_label, y_label
         self.parts: list[str] = []
 
     def x(self, step: float) -> float:
         share = math.log1p(max(step, 0)) / math.log1p(self.x_end)
-        return LEFT + min(share, 1) * (WIDTH - LEFT - RIGHT)
+        return LEFT + min(share, 1) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
@@ -85,17 +91,17 @@ class Panel:
     def level(self, value: float, label: str, css: str = "phi") -> None:
         """A horizontal line with its name."""
         y = _n(self.y(value))
-        self.parts.append(f'<path class="{css}" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
+        self.parts.append(f'<path class="{css}" d="M{LEFT} {y}H{self.width - RIGHT}"/>')
         self.parts.append(
             f'<text class="note" x="{LEFT + 3}" y="{_n(self.y(value) - 4)}">{escape(label)}</text>'
         )
 
     def render(self, ident: str, title: str, desc: str) -> Markup:
         """The finished chart with its text alternative."""
-        return _chart(ident, title, desc, [*self._axes(), *self.parts], WIDTH, str(HEIGHT))
+        return _chart(ident, title, desc, [*self._axes(), *self.parts], self.width, str(HEIGHT))
 
     def _axes(self) -> list[str]:
-        base, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+        base, right = HEIGHT - BOTTOM, self.width - RIGHT
         out = []
         for value in y_ticks(self.low, self.high):
             y, below = _n(self.y(value)), _n(self.y(value) + 3.5)
@@ -141,11 +147,13 @@ class ForestRow:
     high: float | None
 
 
-def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Markup:
+def forest(
+    ident: str, title: str, desc: str, rows: Sequence[ForestRow], *, width: int = WIDE
+) -> Markup:
     """Differences with intervals, one line each; the margin (−1) and no difference (0) are marked.
     Values beyond ±3 margins are drawn at the edge with an arrow.
     """
-    step, left, width = 32, 104, 360
+    step, left = 32, 104 if width < WIDE else 180
     right, height = width - 16, 34 + step * len(rows)
 
     def x(value: float) -> float:
@@ -167,7 +175,8 @@ def forest(ident: str, title: str, desc: str, rows: Sequence[ForestRow]) -> Mark
         out.append(f'<text x="{_n(x(tick))}" y="{height - 13}" text-anchor="middle">{label}</text>')
     for k, row in enumerate(rows):
         y = 6 + step * k + step / 2
-        name = row.name if len(row.name) <= 15 else row.name[:14] + "…"
+        most = left // 7
+        name = row.name if len(row.name) <= most else row.name[: most - 1] + "…"
         low, high = x(-3 if row.low is None else row.low), x(3 if row.high is None else row.high)
         out.append(f'<text class="label" x="0" y="{_n(y)}">{escape(name)}</text>')
         out.append(f'<text x="0" y="{_n(y + 12)}">{escape(row.status)}</text>')
@@ -191,11 +200,19 @@ class RangeRow:
     control: Sequence[tuple[float, float | None]]
 
 
-def ranges(ident: str, title: str, desc: str, rows: Sequence[RangeRow], *, x_label: str) -> Markup:
+def ranges(
+    ident: str,
+    title: str,
+    desc: str,
+    rows: Sequence[RangeRow],
+    *,
+    x_label: str,
+    width: int = WIDE,
+) -> Markup:
     """Intervals on one logarithmic axis, every seed a bar: candidate above, control below it,
     dashed. An arrow: beyond the last reading. A bar that begins at 0 begins at the edge.
     """
-    left, width, bar, gap = 14, 360, 4, 34
+    left, bar, gap = 14, 4, 34
     right, pairs = width - 20, [i for r in rows for i in (*r.candidate, *r.control)]
     known = [v for low, high in pairs for v in (low, high) if v]
     first, last = (
