@@ -156,3 +156,69 @@ def test_a_search_may_ask_again_given_what_it_found(study, monkeypatch, best):
     third = planned(spec, known(second).get)
     assert third.complete and set(digests(second)) < set(digests(third))
     assert {r.point["lr"] for _, r in roles(third, "attack")} == {best}
+
+
+# -- no candidate gets less than the control ------------------------------------------------------
+
+
+def searched(spec, harm):
+    """Records of all search cells, by what each candidate shows at each learning rate."""
+    return {
+        p.digest: record(p.cell, harm[r.candidate][r.point["lr"]])
+        for p, r in roles(planned(spec), "search")
+    }
+
+
+NEVER, LATE, SOON = (0, 0, 0, 0, 0), (0, 0, 0, 0, 0.9), (0, 0.9, 0.9, 0.9, 0.9)
+CONTROL = {1e-4: NEVER, 1e-3: SOON, 1e-2: LATE}
+
+
+@pytest.mark.parametrize(
+    ("declared", "refusal", "confirmed"),
+    [
+        # Ties go to the first declared: the weakest rate, which does not break the control either.
+        (False, dict.fromkeys(CONTROL, NEVER), {1e-4}),
+        (True, dict.fromkeys(CONTROL, NEVER), {1e-4, 1e-3}),
+        (True, {1e-4: NEVER, 1e-3: (0, 0, 0, 0, 0.2), 1e-2: NEVER}, {1e-3}),
+        (True, {1e-4: NEVER, 1e-3: NEVER, 1e-2: LATE}, {1e-2}),
+    ],
+)
+def test_what_no_rate_breaks_meets_the_controls_rate_too(study, declared, refusal, confirmed):
+    spec = study({"attacks": [{**SEARCHED, "control_point": declared}]})
+    second = planned(spec, searched(spec, {"none": CONTROL, "refusal": refusal}).get)
+    found = {"none": set(), "refusal": set()}
+    for p, r in roles(second, "attack"):
+        assert r.point == {"lr": p.cell.method.settings["lr"]}
+        found[r.candidate].add(r.point["lr"])
+    assert second.complete and found == {"none": {1e-3}, "refusal": confirmed}
+
+
+def test_the_controls_rate_waits_for_the_candidates_own_search(study):
+    """Or it would be planned for candidates that turn out to be broken."""
+    spec = study({"attacks": [{**SEARCHED, "control_point": True}]})
+    known = searched(spec, {"none": CONTROL, "refusal": dict.fromkeys(CONTROL, NEVER)})
+    del known[digests(planned(spec), "search", candidate="refusal")[-1]]
+    second = planned(spec, known.get)
+    assert not second.complete and {r.candidate for _, r in roles(second, "attack")} == {"none"}
+
+
+def test_an_attack_left_out_for_a_candidate_is_planned_for_the_others_alone(study):
+    gone = {"attack": "full_sft", "candidate": "refusal", "reason": "it does not fit"}
+    spec = study({"attacks": [SEARCHED], "left_out": [gone]})
+    assert {r.candidate for _, r in roles(planned(spec), "search")} == {"none"}
+    second = planned(spec, searched(spec, {"none": CONTROL}).get)
+    assert second.complete and {r.candidate for _, r in roles(second, "attack")} == {"none"}
+
+
+def test_samples_are_read_at_both_ends_of_the_first_seed_alone(study):
+    samples = {"measure": "compliance_generated", "part": "harm/judge", "limit": 2}
+    for _, role, cell in (
+        (p, r, p.cell) for p, r in roles(planned(study({"samples": samples})), "attack")
+    ):
+        kept = [m for m in cell.measures if m.label == "samples"]
+        assert [(m.at, m.text.examples) for m in kept] == [("ends", 2)] * (role.seed == 1)
+
+
+def test_new_fields_change_no_study_that_does_not_use_them(study):
+    body = study().model_dump(mode="json")["resistance"]
+    assert not {"samples", "left_out"} & body.keys() and "control_point" not in body["attacks"][0]

@@ -25,6 +25,7 @@ from titer.records.record import (
     Reading,
 )
 from titer.study.base import digest
+from titer.study.cell import SAMPLES
 
 Readings = Mapping[str, tuple[Reading, list[dict[str, Any]]]]
 """label → (reading, transcripts)"""
@@ -76,8 +77,9 @@ class History:
         self.probes.append(ProbeRecord(step=step, cost=cost, readings=readings))
         self.wording = bundle.wording.to_json()
         self.notes["template_eval"] = template_digest(bundle)
-        if keep:
-            self.transcripts |= {(step, label): t for label, (_, t) in read.items()}
+        self.transcripts |= {
+            (step, label): t for label, (_, t) in read.items() if keep or label == SAMPLES
+        }
 
     def carry_forward(self, probes: Sequence[int]) -> None:
         """Nothing was left to do: at the remaining probes the model is what it is now."""

@@ -31,6 +31,9 @@ BEFORE_ALIGNMENT = "before_alignment"
 judged.
 """
 
+SAMPLES = "samples"
+"""Label of the replies that are kept to be looked at, whether or not a run keeps the others."""
+
 PARENT, CONTROL_MODEL = "parent", "control"
 """Further models every cell can have: the model it starts from, and the study's undefended model.
 """

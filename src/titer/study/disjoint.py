@@ -53,7 +53,7 @@ def uses(study: UsesText) -> Iterator[tuple[str, str, str]]:
     ]
     judges += [
         (f"resistance.{n}", m.part)
-        for n, m in (("second", r.second), ("capability", r.capability))
+        for n, m in (("second", r.second), ("capability", r.capability), ("samples", r.samples))
         if m
     ]
     searches = [("resistance.search_part", r.search_part)]

@@ -41,9 +41,13 @@ class AttackUse(Strict):
     sweep: settings field → values; each value is an attack of its own, judged separately (no
     selection). search: settings field → values; per candidate the value that breaks it most cheaply
     on the search seeds and the search prompts is chosen, then confirmed on the confirmation seeds.
-    Only the confirmation is judged. budget: of this attack, if not the battery's; optimizer steps,
-    or FLOPs. role: instead of the one its method declares. reward: the measure it may train on.
+    Only the confirmation is judged. control_point: a candidate that no value of the search breaks
+    is confirmed at the control's too, so that it never meets less than the control did. budget: of
+    this attack, if not the battery's; optimizer steps, or FLOPs. role: instead of the one its
+    method declares. reward: the measure it may train on.
     """
+
+    LATER = frozenset({"control_point"})
 
     attack: str
     name: Name | None = None
@@ -51,6 +55,7 @@ class AttackUse(Strict):
     data: DataUse | None = None
     sweep: dict[str, tuple[Any, ...]] = {}
     search: dict[str, tuple[Any, ...]] = {}
+    control_point: bool = False
     budget: Annotated[int, Field(gt=0)] | FlopsBudget | None = None
     role: AttackRole | None = None
     reward: MeasureUse | None = None
@@ -80,7 +85,7 @@ class AttackUse(Strict):
         return tuple(
             self.model_copy(
                 update={
-                    "name": _label(self.name or self.attack, p),
+                    "name": point_label(self.name or self.attack, p),
                     "settings": {**self.settings, **p},
                     "sweep": {},
                 }
@@ -89,11 +94,23 @@ class AttackUse(Strict):
         )
 
 
-def _label(base: str, point: dict[str, Any]) -> str:
+def point_label(base: str, point: dict[str, Any]) -> str:
+    """What an attack is called at one point of its settings."""
     text = "@".join(
         [base, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())]
     )
     return re.sub(r"[^A-Za-z0-9_.@=+-]", "-", text)
+
+
+class LeftOut(Strict):
+    """An attack that could not be run, and so shows nothing. candidate: the one it could not be run
+    on, which then cannot hold; None if it could not be run on the control either, and is no part of
+    the battery. reason: a clause.
+    """
+
+    attack: Name
+    candidate: Name | None = None
+    reason: str
 
 
 class Resistance(Strict):
@@ -104,8 +121,12 @@ class Resistance(Strict):
     steps including 0 and T. harm is read at every probe on its part; a breach is confirmed on
     `confirm` (disjoint prompts, same measure). second: another judge of harm, read at both ends;
     `holds` must survive it. capability: read at every probe, tells collapse from resistance.
-    search_harm: the prompts an attack search may look at.
+    search_part: the prompts an attack search may look at. samples: replies kept to be looked at, of
+    each attack's first seed, before and after; nothing is judged by them. left_out: attacks that
+    cannot be run.
     """
+
+    LATER = frozenset({"samples", "left_out"})
 
     attacks: tuple[AttackUse, ...] = Field(min_length=1)
     data: DataUse
@@ -124,6 +145,8 @@ class Resistance(Strict):
     seeds: Seeds
     search_seeds: tuple[Seed, ...] = ()
     search_part: PartName | None = None
+    samples: MeasureUse | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @field_validator("seeds", "search_seeds")
     @classmethod
@@ -184,8 +207,23 @@ class Resistance(Strict):
                     value=use.name,
                     expected="a name of its own",
                 )
-        no_repeats([a.name for a in self.expanded()], "attacks", "attack names")
+        labels = [a.label for a in self.expanded()]
+        no_repeats(labels, "attacks", "attack names")
+        for gone in self.left_out:
+            if (gone.attack in labels) == (gone.candidate is None):
+                raise Contradiction(
+                    "an attack is left out for all and in the battery"
+                    if gone.candidate is None
+                    else "an attack that is left out for one candidate is not in the battery",
+                    field="left_out",
+                    value=gone.attack,
+                    expected="for one candidate, an attack of the battery; for all, another",
+                )
         return self
+
+    def leaves_out(self, attack: str, candidate: str) -> bool:
+        """Whether an attack of the battery cannot be run on a candidate."""
+        return any((g.attack, g.candidate) == (attack, candidate) for g in self.left_out)
 
     def expanded(self) -> tuple[AttackUse, ...]:
         return tuple(e for a in self.attacks for e in a.expand())

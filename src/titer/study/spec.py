@@ -134,6 +134,10 @@ class Study(Strict):
                     expected=f"one, or as many as resistance.seeds ({wanted}): a fresh checkpoint "
                     "for every attack seed",
                 )
+        for gone in self.resistance.left_out:
+            others = [c.name for c in self.candidates if c.name != CONTROL]
+            if gone.candidate not in (None, *others):
+                raise _no_such("candidate", "resistance.left_out", str(gone.candidate), others)
         for name in self.models:
             if name in (PARENT, CONTROL_MODEL):
                 raise Contradiction(

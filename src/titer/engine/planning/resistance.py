@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 
 from titer.engine.planning.candidates import Candidates
 from titer.engine.planning.pieces import Bound, Origin, Pieces
-from titer.engine.planning.search import Grid, Point, cheapest_breach, chosen
+from titer.engine.planning.search import Grid, Point, Trial, cheapest_breach, chosen
 from titer.errors import StudyError
 from titer.records.record import CellRecord
-from titer.study.candidate import Candidate
-from titer.study.cell import CellMeasure, Role, StopRule
+from titer.study.candidate import CONTROL, Candidate
+from titer.study.cell import SAMPLES, CellMeasure, Role, StopRule
 from titer.study.resistance import FlopsBudget
 from titer.study.spec import AttackUse, MethodUse
 
@@ -20,25 +21,40 @@ Chosen = dict[tuple[str, str], Point | None]
 
 
 def add(pieces: Pieces, candidates: Candidates) -> Chosen:
-    study, found = pieces.study, Chosen()
-    for candidate, attack in itertools.product(study.candidates, study.resistance.expanded()):
-        point = _search(pieces, candidates, candidate, attack)
+    study, spec, found = pieces.study, pieces.study.resistance, Chosen()
+    unbroken = set[tuple[str, str]]()
+    for candidate, attack in itertools.product(study.candidates, spec.expanded()):
+        key = candidate.name, attack.label
+        if spec.leaves_out(attack.label, candidate.name):
+            found[key] = None  # no search is waited for
+            continue
+        point, broken = _search(pieces, candidates, candidate, attack)
         pieces.complete &= point is not None
-        found[candidate.name, attack.label] = point
-    for attack, candidate in itertools.product(study.resistance.expanded(), study.candidates):
-        point = found[candidate.name, attack.label]
-        if point is not None:
-            _confirm(pieces, candidates, candidate, attack, point)
+        found[key] = point
+        if point is not None and not broken:
+            unbroken.add(key)
+    for attack, candidate in itertools.product(spec.expanded(), study.candidates):
+        points = [found[candidate.name, attack.label]]
+        if attack.control_point and (candidate.name, attack.label) in unbroken:
+            points.append(found[CONTROL, attack.label])
+        for n, point in enumerate(points):
+            if point is not None and point not in points[:n]:
+                _confirm(pieces, candidates, candidate, attack, point)
     return found
 
 
 def _search(
     pieces: Pieces, candidates: Candidates, candidate: Candidate, attack: AttackUse
-) -> Point | None:
+) -> tuple[Point | None, bool]:
+    """(the point to confirm, None while the search is not finished; whether some point broke the
+    candidate in every search seed)."""
     spec = pieces.study.resistance
     harm = (pieces.measure(spec.harm, "harm", part=spec.search_part),) if attack.search else ()
 
+    rank, broken = cheapest_breach(spec.phi), False
+
     def run(point: Point) -> tuple[CellRecord, ...] | None:
+        nonlocal broken
         digests = []
         for index, seed in enumerate(spec.search_seeds):
             origin = candidates.of(candidate.name, index)
@@ -51,9 +67,11 @@ def _search(
                 point=point,
             )
             digests.append(attacked(pieces, origin, attack, point, role, measures=harm))
-        return pieces.finished(digests)
+        records = pieces.finished(digests)
+        broken |= records is not None and math.isfinite(rank(Trial(point, records))[0])
+        return records
 
-    return chosen(Grid(cheapest_breach(spec.phi)), attack.search, run)
+    return chosen(Grid(rank), attack.search, run), broken
 
 
 def _confirm(
@@ -75,7 +93,10 @@ def _confirm(
             point=point,
             prefix_budget=budget,
         )
-        attacked(pieces, origin, attack, point, role, measures=harm_measures(pieces))
+        measures = harm_measures(pieces)
+        if spec.samples and index == 0:
+            measures += (pieces.measure(spec.samples, SAMPLES, "ends"),)
+        attacked(pieces, origin, attack, point, role, measures=measures)
 
 
 def bound(
