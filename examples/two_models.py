@@ -3,8 +3,8 @@ said to resist?
 
     python examples/two_models.py M M_STAR attack.jsonl prompts.jsonl benign.jsonl runs/mine
 
-attack and benign: one {"prompt": …, "response": …} per line; prompts: one {"prompt": …} per line,
-asked of the attacked model and never trained on. `titer evaluate` does the same from the command
+attack and benign: JSONL, JSON, CSV or Parquet with prompt and response; prompts: with prompt, asked
+of the attacked model and never trained on. `titer evaluate` does the same from the command
 line.
 """
 
@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import titer
+from titer.data.sources.files import own_text
 from titer.study.releaser import releaser_study
 
 
@@ -27,9 +28,9 @@ def main(
     study = releaser_study(
         model=model,
         candidates=[candidate],
-        attack_data=attack,
-        eval_prompts=prompts,
-        benign_data=benign,
+        attack_data=own_text(attack, field="attack", needs=["response"]),
+        eval_prompts=own_text(prompts, field="prompts"),
+        benign_data=own_text(benign, field="benign", needs=["response"]),
         **options,
     )
     titer.run(study, directory)

@@ -6,10 +6,13 @@ import json
 import pytest
 import yaml
 
+from titer.data.sources.files import own_text
 from titer.errors import StudyError
 from titer.study import load_study
 from titer.study.load import parse_study
-from titer.study.releaser import file_pool, releaser_study
+from titer.study.naming import called, short_name, study_name
+from titer.study.releaser import releaser_study
+from titer.study.resistance import LeftOut
 from titer.study.uses import TextUse
 
 
@@ -26,9 +29,9 @@ def files(tmp_path):
     (tmp_path / "prompts.jsonl").write_text(lines(50))
     (tmp_path / "benign.jsonl").write_text(lines(40, response="yes"))
     return {
-        "attack_data": tmp_path / "attack.jsonl",
-        "eval_prompts": tmp_path / "prompts.jsonl",
-        "benign_data": tmp_path / "benign.jsonl",
+        "attack_data": own_text(tmp_path / "attack.jsonl", field="attack_data"),
+        "eval_prompts": own_text(tmp_path / "prompts.jsonl", field="eval_prompts"),
+        "benign_data": own_text(tmp_path / "benign.jsonl", field="benign_data"),
     }
 
 
@@ -37,8 +40,8 @@ def test_two_models_and_three_files_make_a_whole_study(files):
         model="tiny:aligned", candidates=["tiny:base", "tiny:untaught"], budget=16, seeds=3, **files
     )
     assert [(c.name, str(c.model)) for c in study.candidates[1:]] == [
-        ("candidate1", "tiny:base"),
-        ("candidate2", "tiny:untaught"),
+        ("base", "tiny:base"),
+        ("untaught", "tiny:untaught"),
     ]
     assert study.pools["attack"].parts == {"train": 99}
     assert study.resistance.data.slots == {"harmful": TextUse(part="attack/train", examples=49)}
@@ -53,9 +56,75 @@ def test_two_models_and_three_files_make_a_whole_study(files):
     assert study.threat_model == "open_weights" and study.resistance.budget == 16
 
 
-def test_one_candidate_is_called_so(files):
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["tiny:base"], ["base"]),
+        (["star=tiny:base", "hub:org/My-Model"], ["star", "My-Model"]),
+        (["/a/m", "/b/m", "/c/m/"], ["m", "m-2", "m-3"]),
+        (["/a/m", "m=/b/m"], ["m-2", "m"]),
+        (["/a/none"], ["none-2"]),
+        (["/a/ü b*c"], ["b-c"]),
+        (["/a/***"], ["model"]),
+        (["/a/w.gguf"], ["w"]),
+        (["./x=1/m"], ["m"]),
+        (["a=b=c"], ["a"]),
+    ],
+)
+def test_candidates_are_called_as_asked_or_as_their_directories(given, names):
+    found = called(given)
+    assert list(found) == names
+    study_names = study_name("tiny:aligned", names)
+    assert len(study_names) <= 80 and all(c.isascii() and c not in "/ *" for c in study_names)
+
+
+@pytest.mark.parametrize("given", [["none=m"], ["a=m", "a=n"], ["a b=m"], ["a="], ["=m"]])
+def test_a_name_that_will_not_do_is_told(given):
+    with pytest.raises(StudyError) as caught:
+        called(given)
+    assert caught.value.field == "candidate" and caught.value.expected
+
+
+def test_the_present_directory_has_the_name_it_has_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert short_name(".") == short_name(str(tmp_path))
+
+
+def test_every_candidate_climbs_the_controls_whole_ladder(files):
+    """Declared before anything is run, three decades of it, and never less than the control got."""
     study = releaser_study(model="tiny:aligned", candidates=["tiny:base"], **files)
-    assert [c.name for c in study.candidates] == ["none", "candidate"]
+    for attack in study.resistance.attacks:
+        rates = attack.search["lr"]
+        assert max(rates) / min(rates) == pytest.approx(1000) and attack.control_point
+        assert f"{attack.label} {min(rates):g}, " in study.description
+    assert study.resistance.search_part not in (
+        study.resistance.harm.part,
+        study.resistance.confirm,
+    )
+    assert not {*study.resistance.search_seeds} & {*study.resistance.seeds}
+
+
+def test_what_cannot_be_run_is_left_out_and_said(files):
+    gone = LeftOut(attack="lora_sft", reason="it has no layers that lora_sft can change")
+    study = releaser_study(model="tiny:aligned", candidates=["tiny:base"], left_out=[gone], **files)
+    assert [a.label for a in study.resistance.attacks] == ["full_sft"]
+    assert study.resistance.left_out == (gone,) and gone.reason in study.description
+    barred = LeftOut(attack="lora_sft", candidate="base", reason="it cannot be changed")
+    study = releaser_study(
+        model="tiny:aligned", candidates=["tiny:base"], left_out=[barred], **files
+    )
+    assert [a.label for a in study.resistance.attacks] == ["full_sft", "lora_sft"]
+    assert study.resistance.leaves_out("lora_sft", "base") and "cannot hold" in study.description
+    both = [gone, LeftOut(attack="full_sft", reason="nothing fits")]
+    assert complaint(files, left_out=both).field == "attack"
+
+
+def test_samples_are_replies_to_few_harmful_prompts(files):
+    study = releaser_study(model="tiny:aligned", candidates=["tiny:base"], **files)
+    assert study.resistance.samples is None
+    study = releaser_study(model="tiny:aligned", candidates=["tiny:base"], samples=3, **files)
+    samples = study.resistance.samples
+    assert (samples.measure, samples.limit) == ("compliance_generated", 3)
 
 
 def test_without_files_packaged_text_is_taken():
@@ -74,7 +143,7 @@ def test_without_files_packaged_text_is_taken():
 def test_written_down_and_read_again_it_is_the_same_study(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()
-    study = releaser_study(model="m", candidates=["./m"], **{k: v.name for k, v in files.items()})
+    study = releaser_study(model="m", candidates=["./m"], **files)
     text = yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True))
     monkeypatch.chdir("/")
     assert parse_study(text, base=tmp_path / "elsewhere", where="x").digest == study.digest
@@ -86,36 +155,9 @@ def test_the_command_line_has_the_same_defaults():
 
     mine, theirs = (inspect.signature(f).parameters for f in (releaser_study, evaluate_command))
     for name, parameter in mine.items():
-        if name in ("model", "candidates", "full_lr", "lora_lr"):
+        if name in ("model", "candidates", "attacks", "left_out", "harm_measure"):
             continue
         assert theirs[name].default == parameter.default, name
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_line_ends_byte_order_marks_and_odd_separators_are_no_matter(tmp_path, end, mark):
-    """U+2028 and U+0085 may stand unescaped in JSON text; they end no line."""
-    from titer.data.sources.files import jsonl
-
-    file = tmp_path / "a.jsonl"
-    rows = [
-        json.dumps({"prompt": f"q {i}\u2028and\u0085so", "response": "é"}, ensure_ascii=False)
-        for i in range(20)
-    ]
-    file.write_bytes((mark + end.join([*rows, "", ""])).encode())
-    pool = file_pool(file, "attack_data", {"train": 0.5, "test": 0.5}, ("response",))
-    assert pool["parts"] == {"train": 10, "test": 10}
-    assert len(jsonl(path=pool["options"]["path"]).examples) == 20
-
-
-def test_prompts_are_counted_as_pools_tell_them_apart(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_text(
-        "".join(
-            json.dumps({"prompt": p}) + "\n" for p in ("Ask  me", "ask me", " ask\nme ", "ask you")
-        )
-    )
-    assert file_pool(file, "x", {"a": 0.5, "b": 0.5})["parts"] == {"a": 1, "b": 1}
 
 
 def complaint(files, **changes) -> StudyError:
@@ -125,61 +167,16 @@ def complaint(files, **changes) -> StudyError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", ["attack_data", "eval_prompts", "benign_data"])
-def test_a_file_that_is_not_there_is_named(files, tmp_path, name):
-    error = complaint(files, **{name: tmp_path / "no.jsonl"})
-    assert (
-        error.field == name and "no.jsonl" in str(error.value) and "does not exist" in error.problem
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "problem", "line"),
-    [
-        ('{"prompt": "a", "response": "b"}\nnot json\n', "not JSON", 2),
-        ('["a"]\n', "not a JSON object", 1),
-        ('{"prompt": "a", "response": "b"}\n\n{"prompt": "c"}\n', "no response", 3),
-        ('{"response": "b"}\n', "no prompt", 1),
-        ('{"prompt": " ", "response": "b"}\n', "no prompt", 1),
-        ('{"prompt": 3, "response": "b"}\n', "no prompt", 1),
-        ('{"prompt": "a", "response": null}\n', "no response", 1),
-    ],
-)
-def test_a_line_that_will_not_do_is_named(files, tmp_path, content, problem, line):
-    file = tmp_path / "bad.jsonl"
-    file.write_text(content)
-    error = complaint(files, attack_data=file)
-    assert (
-        error.field == "attack_data"
-        and problem in error.problem
-        and error.value.endswith(f"bad.jsonl, line {line}")
-    )
-    assert '"response"' in error.expected
-
-
-def test_a_file_in_another_encoding(files, tmp_path):
-    file = tmp_path / "latin.jsonl"
-    file.write_bytes('{"prompt": "é"}\n'.encode("latin-1"))
-    assert "UTF-8" in complaint(files, eval_prompts=file).expected
-
-
-@pytest.mark.parametrize(
-    ("name", "count"), [("attack_data", 0), ("eval_prompts", 2), ("benign_data", 2)]
-)
+@pytest.mark.parametrize(("name", "count"), [("eval_prompts", 2), ("benign_data", 2)])
 def test_a_file_too_short_is_told(files, tmp_path, name, count):
     file = tmp_path / "short.jsonl"
     file.write_text(lines(count, response="yes"))
-    error = complaint(files, **{name: file})
+    error = complaint(files, **{name: own_text(file, field=name)})
     assert (
         error.field == name
         and "short" in error.problem
         and f"{count} distinct prompts" in error.value
     )
-
-
-def test_prompts_need_answers_only_if_answers_are_compared(files):
-    assert complaint(files, harm_measure="exact_answer").field == "eval_prompts"
-    releaser_study(model="tiny:aligned", candidates=["tiny:base"], **files)
 
 
 @pytest.mark.parametrize(

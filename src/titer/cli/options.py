@@ -1,15 +1,21 @@
-"""Options that several commands share: settings as name=value, plug-in files, further models."""
+"""Options that several commands share: settings as name=value, plug-in files, further models, files
+of text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
+from titer.cli.console import err
 from titer.errors import UsageError
+
+if TYPE_CHECKING:
+    from titer.study.releaser import OwnText
 
 Settings = Annotated[
     list[str] | None,
@@ -28,10 +34,43 @@ FurtherModels = Annotated[
     ),
 ]
 
+FILE = "JSONL, JSON, CSV or Parquet with"
+HarmMeasure = Annotated[
+    str | None,
+    typer.Option(
+        help="What harm is read with at every probe: compliance_likelihood, compliance_generated "
+        "or exact_answer. Default: the first; the tiny model, the last.",
+    ),
+]
+MaxLength = Annotated[int, typer.Option(min=8, help="Tokens of a training sequence.")]
+Precision = Annotated[
+    str, typer.Option("--dtype", "--precision", help="fp32, or bf16_autocast (bf16).")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+_PRECISIONS = {"float32": "fp32", "bf16": "bf16_autocast", "bfloat16": "bf16_autocast"}
+
+
+def harm_measure_of(model: str, given: str | None) -> str:
+    """The measure of harm, if none is given the one that fits the model: the tiny one knows answers
+    and no manners.
+    """
+    return given or ("exact_answer" if model.startswith("tiny:") else "compliance_likelihood")
+
+
+def runtime_of(max_length: int, precision: str, device: str) -> dict[str, Any]:
+    """These options as a study has them."""
+    precision = _PRECISIONS.get(precision, precision)
+    return {"max_length": max_length, "precision": precision, "device": device}
+
+
+def sayer(quiet: bool) -> Callable[[str], None]:
+    """Says things beside the result, or nothing."""
+    return lambda text: None if quiet else err.print(text, markup=False)
+
 
 def settings_of(given: Sequence[str] | None) -> dict[str, Any]:
     """`name=value` as settings; a value is a number or YAML where it reads as such, else text."""
-    return {name: _value(text) for name, text in pairs(given, "--set", "for example lr=1e-4")}
+    return {name: value_of(text) for name, text in pairs(given, "--set", "for example lr=1e-4")}
 
 
 def pairs(given: Sequence[str] | None, option: str, example: str) -> list[tuple[str, str]]:
@@ -50,7 +89,8 @@ def pairs(given: Sequence[str] | None, option: str, example: str) -> list[tuple[
     return found
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """A number or YAML where the text reads as such, else the text."""
     try:
         # YAML 1.1 reads 1e-4 as text.
         return float(text) if "e" in text.lower() else yaml.safe_load(text)
@@ -65,3 +105,19 @@ def load_plugin_files(paths: Sequence[Path] | None) -> tuple[str, ...]:
     whole = tuple(str(path.expanduser().resolve()) for path in paths or ())
     load_plugins(whole)
     return whole
+
+
+def text_of(
+    path: Path | None, field: str, say: Callable[[str], None], needs: Sequence[str] = ()
+) -> OwnText | None:
+    """A file of the user's own text, if one is given; says what of it is read. Raises StudyError
+    naming the row that lacks something.
+    """
+    if path is None:
+        return None
+    from titer.data.sources.files import own_text
+
+    found = own_text(path, field=field, needs=needs)
+    ignored = f"; ignored: {', '.join(found.ignored)}" if found.ignored else ""
+    say(f"{path}: {found.prompts} prompts ({found.format}){ignored}")
+    return found

@@ -11,12 +11,21 @@ import typer
 
 from titer.cli.console import err, out, print_json
 from titer.cli.options import (
+    FILE,
+    Device,
     FurtherModels,
+    HarmMeasure,
+    MaxLength,
     Plugins,
+    Precision,
     Settings,
+    harm_measure_of,
     load_plugin_files,
     pairs,
+    runtime_of,
+    sayer,
     settings_of,
+    text_of,
 )
 from titer.errors import RunError, TiterError, UsageError
 
@@ -24,15 +33,14 @@ if TYPE_CHECKING:
     from titer.engine.run_cell import CellResult
     from titer.study.spec import Study
 
+TRAIN = {"train": 0.999}
 Model = Annotated[str, typer.Argument(help="A model directory, hub:ID, tiny:NAME or package:NAME.")]
 Data = Annotated[
     Path | None,
-    typer.Option(
-        help="JSONL with harmful prompt, response and refusal; the tiny model needs none."
-    ),
+    typer.Option(help=f"{FILE} harmful prompt, response and refusal; the tiny model needs none."),
 ]
 Harmless = Annotated[
-    Path | None, typer.Option(help="JSONL with harmless prompt and response; optional.")
+    Path | None, typer.Option(help=f"{FILE} harmless prompt and response; optional.")
 ]
 
 
@@ -48,13 +56,14 @@ def attack_command(
     data: Data = None,
     harmless: Harmless = None,
     eval_prompts: Annotated[
-        Path | None, typer.Option(help="JSONL of held-out prompts harm is read on.")
+        Path | None, typer.Option(help=f"{FILE} held-out prompts harm is read on.")
     ] = None,
-    harm_measure: Annotated[
-        str, typer.Option(help="What harm is read with at every probe.")
-    ] = "exact_answer",
+    harm_measure: HarmMeasure = None,
     steps: Annotated[int, typer.Option(min=1, help="Budget in optimizer steps.")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_length: MaxLength = 128,
+    precision: Precision = "fp32",
+    device: Device = "auto",
     keep_weights: Annotated[
         Path | None,
         typer.Option(help="Save the attacked weights here. A jailbroken model: handle with care."),
@@ -74,11 +83,13 @@ def attack_command(
         data=data,
         harmless=harmless,
         eval_prompts=eval_prompts,
-        measure=harm_measure,
+        measure=harm_measure_of(model, harm_measure),
         steps=steps,
         seed=seed,
         further_models=further_models,
         plugins=plugins,
+        runtime=runtime_of(max_length, precision, device),
+        say=sayer(as_json),
     )
     result = _run(study, "attack", as_json, keep_weights)
     record = result.record
@@ -106,6 +117,9 @@ def defend_command(
     harmless: Harmless = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_length: MaxLength = 128,
+    precision: Precision = "fp32",
+    device: Device = "auto",
     further_models: FurtherModels = None,
     plugins: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -121,6 +135,8 @@ def defend_command(
         seed=seed,
         further_models=further_models,
         plugins=plugins,
+        runtime=runtime_of(max_length, precision, device),
+        say=sayer(as_json),
     )
     record = _run(study, "defense", as_json, to).record
     first, last = (record.loss[0], record.loss[-1]) if record.loss else (None, None)
@@ -167,10 +183,12 @@ def _study(
     seed: int,
     further_models: list[str] | None,
     plugins: list[Path] | None,
+    runtime: dict[str, Any],
+    say: Callable[[str], None],
 ) -> Study:
     """The smallest study around one method."""
     from titer.study.load import load_study, resolved_model
-    from titer.study.releaser import check_exists, file_pool
+    from titer.study.releaser import check_exists, own_pool
 
     check_exists(model, "model")
     further = dict(pairs(further_models, "--further-model", "for example base=./m_base"))
@@ -183,25 +201,32 @@ def _study(
             "this model needs data",
             field="--data",
             value=None,
-            expected="a JSONL file",
-            remedy='lines such as {"prompt": "…", "response": "…", "refusal": "…"}',
+            expected="a JSONL, JSON, CSV or Parquet file",
+            remedy="give rows with prompt and response, and refusal where a defense trains on it",
         )
+    texts = {
+        "--data": text_of(data, "--data", say),
+        "--eval-prompts": text_of(eval_prompts, "--eval-prompts", say),
+        "--harmless": text_of(harmless, "--harmless", say),
+    }
     pools: dict[str, Any] = {}
-    if data is None:
+    harmful, held_out, benign = texts.values()
+    if harmful is None:
         pools["harm"] = {
             "source": "tiny_world",
             "options": {"group": "harm", "count": 1200},
             "parts": {"train": 600, "judge": 300, "confirm": 300},
         }
-    elif eval_prompts is None:
-        pools["harm"] = file_pool(data, "--data", {"train": 0.6, "judge": 0.2, "confirm": 0.199})
     else:
-        pools["harm"] = file_pool(data, "--data", {"train": 0.999})
-        pools["eval"] = file_pool(eval_prompts, "--eval-prompts", {"judge": 0.5, "confirm": 0.499})
-    judge = "eval" if eval_prompts else "harm"
+        shares = {"train": 0.6, "judge": 0.2, "confirm": 0.199}
+        pools["harm"] = own_pool(harmful, "--data", shares if held_out is None else TRAIN)
+    judge = "harm"
+    if held_out is not None:
+        judge = "eval"
+        pools["eval"] = own_pool(held_out, "--eval-prompts", {"judge": 0.5, "confirm": 0.499})
     use: dict[str, Any] = {"harmful": "harm/train"}
-    if harmless is not None:
-        pools["harmless"] = file_pool(harmless, "--harmless", {"train": 0.999})
+    if benign is not None:
+        pools["harmless"] = own_pool(benign, "--harmless", TRAIN)
     elif tiny and (defense or _needs_harmless(attack)):
         pools["harmless"] = {
             "source": "tiny_world",
@@ -234,6 +259,7 @@ def _study(
                 "phi": 1.0,
                 "harm": {"measure": measure, "part": f"{judge}/judge", "settings": settings},
             },
+            "runtime": runtime,
         }
     )
 
@@ -270,7 +296,7 @@ def _run(study: Study, purpose: str, quiet: bool, to: Path | None) -> CellResult
             result = runner.run(planned, _progress(quiet))
         except (TiterError, OSError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             method = planned.cell.method
             raise RunError(
                 f"the method failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
@@ -282,7 +308,7 @@ def _run(study: Study, purpose: str, quiet: bool, to: Path | None) -> CellResult
         if not quiet and err.is_terminal:
             err.print()
         if to and result.bundle:
-            save_safely(whole(result.bundle.model), result.bundle.tokenizer, to)
+            save_safely(whole(result.bundle), result.bundle.tokenizer, to)
     return result
 
 

@@ -13,6 +13,7 @@ from titer.errors import StudyError, UnknownNameError
 SOURCES: dict[str, SourceFunction] = {
     "tiny_world": tiny_world,
     "jsonl": files.jsonl,
+    "file": files.file,
     "advbench": prompts.advbench,
     "harmbench": prompts.harmbench,
     "strongreject": prompts.strongreject,
