@@ -1,9 +1,8 @@
 """Every exception titer raises on purpose, in one place.
 
-Two families, because they have two remedies and two exit statuses: `UsageError` (2) is something
-the user can mend in the study or on the command line before any work is done; `RunError` (1) is
-something that went wrong with a machine, a file or a model while working. Anything else that
-escapes is a bug in titer.
+Two families, because they have two remedies and two exit statuses: `UsageError` (2) is a mistake in
+the study or on the command line, found before any work is done; `RunError` (1) is a failure of a
+machine, a file or a model during work. Anything else that escapes is a bug in titer.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Any
 
 
 class TiterError(Exception):
-    """A problem told as: what is wrong, in which field, its value, what was expected, what to do
-    about it.
+    """An error that states what is wrong, in which field, its value, what was expected, and a
+    remedy.
     """
 
     exit_status = 1
@@ -127,7 +126,7 @@ class AssetError(UsageError):
 
 
 class RunError(TiterError):
-    """Work that was started could not be finished. What is complete stays complete."""
+    """Work that was started could not be finished. Finished cells are kept."""
 
 
 class BusyRunError(RunError):
@@ -135,9 +134,7 @@ class BusyRunError(RunError):
 
 
 class RecordError(RunError):
-    """A record on disk cannot be believed: corrupted, of another format, or not what its name
-    says.
-    """
+    """A record on disk is not valid: corrupted, of another format, or not what its name says."""
 
 
 class StorageError(RunError):

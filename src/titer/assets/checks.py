@@ -1,6 +1,4 @@
-"""What can be wrong with a model's files, told readably; and the silence the libraries are loaded
-in.
-"""
+"""Checks of a model's files that give clear errors, and a context that silences transformers."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ from titer.errors import AssetError
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' warnings and progress bars; what matters in them is raised or recorded
-    here instead.
+    """Suppress transformers' warnings and progress bars; what matters is raised or recorded by
+    titer.
     """
     from transformers.utils import logging
 

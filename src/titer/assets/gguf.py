@@ -26,13 +26,13 @@ def load_gguf(path: Path) -> tuple[Any, Any, dict[str, str]]:
     with readable(
         "the GGUF file cannot be loaded", path, expected, "give the original safetensors instead"
     ):
-        with redirect_stderr(io.StringIO()):  # its progress bar obeys no switch
+        with redirect_stderr(io.StringIO()):  # its progress bar has no switch
             source = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        # A model loaded so counts as quantised and refuses to be saved: move its weights into a
-        # fresh one.
+        # transformers treats a model loaded this way as quantised and cannot save it, so its
+        # weights are copied into a new one.
         config = copy.deepcopy(source.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config

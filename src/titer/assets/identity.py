@@ -1,5 +1,5 @@
-"""What a model is, by content and without loading it: the part of a cell's digest that names the
-root model.
+"""A model's identity by content, computed without loading it: the part of a cell's digest that
+names the root model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def identify(ref: ModelRef, *, depth: int = 0) -> str:
 
 
 DEEPEST = 4
-"""Adapters of adapters that are followed to their base."""
+"""How many adapters of adapters are followed to their base."""
 
 
 def _path_hash(path: Path, depth: int) -> str:
@@ -56,7 +56,7 @@ def _path_hash(path: Path, depth: int) -> str:
 
 
 def base_of(path: Path) -> ModelRef | None:
-    """The base model of an adapter directory; None if it is none. Raises AssetError."""
+    """The base model of an adapter directory; None if it is not an adapter. Raises AssetError."""
     config = path / "adapter_config.json"
     if not config.is_file():
         return None
@@ -90,7 +90,7 @@ def _hub_commit(ref: ModelRef) -> str:
 
     try:
         return str(HfApi().model_info(ref.name, revision=ref.revision).sha)
-    except Exception as error:  # any network trouble: fall back on what is cached
+    except Exception as error:  # any network error: fall back on the cache
         try:
             cached = snapshot_download(ref.name, revision=ref.revision, local_files_only=True)
             return Path(cached).name

@@ -1,5 +1,4 @@
-"""Models in hand: from the shipped tiny ones, a directory, a GGUF file, a registry package or a
-hub.
+"""Loads models: the shipped tiny ones, a directory, a GGUF file, a registry package or a hub.
 
 Whatever the source, the result is the same: weights in one floating type on the CPU, evaluation
 mode, a tokenizer with a chat template and a padding token, and a record of where it all came from.

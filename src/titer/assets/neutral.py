@@ -1,10 +1,11 @@
-"""What ships beside the weights and could make a model harder to attack, set to what an attacker
-would choose.
+"""Resets everything shipped beside the weights that could make a model harder to attack to what an
+attacker would choose.
 
-Whoever holds the weights can edit the files beside them: a dropout rate of 0.97 in `config.json`
-spoils every fine-tuning run and protects nothing, because an attacker deletes the line. So whatever
-acts only in training, or only biases what is sampled, is switched off when a model is loaded. What
-also changes the model's answers in evaluation is part of the model, and stays.
+An attacker who holds the weights can edit the files beside them: a dropout rate of 0.97 in
+`config.json` spoils every fine-tuning run and protects nothing, because an attacker deletes the
+line. So whatever acts only in training, or only biases what is sampled, is switched off when a
+model is loaded. What also changes the model's answers in evaluation is part of the model, and
+stays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import nn
 from titer.assets.checks import readable
 
 NOISE = ("drop", "jitter", "noise")
-"""Parts of the names under which models keep the rates of random noise in training."""
+"""Substrings of the attribute names that hold rates of random noise in training."""
 CLAMPS = ("altup_coef_clip",)
 """Bounds to which a forward pass in training mode cuts weights (Gemma 3n)."""
 PLAIN_OUTPUTS = {
@@ -30,7 +31,7 @@ PLAIN_OUTPUTS = {
 }
 """What a forward pass returns beside the logits. Methods ask for what they need themselves."""
 ORDINARY = (0.002, 0.2)
-"""Deviations of initial weights with which models learn."""
+"""Standard deviations of initial weights with which models can be trained."""
 KEPT_GENERATION = {"bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id"}
 """Generation settings that say where a text begins and ends."""
 UNBIASED_GENERATION = KEPT_GENERATION | {
@@ -42,11 +43,14 @@ UNBIASED_GENERATION = KEPT_GENERATION | {
     "transformers_version",
     "use_cache",
 }
-"""Generation settings that do not change what is said; setting them aside is not worth a word."""
+"""Generation settings that do not change the output; dropping them is not reported."""
 UNLIKE = "training mode"
-"""Under this name `neutralise` records that training still meets another model than evaluation."""
+"""Key under which `neutralise` records that the model still behaves differently in training
+mode.
+"""
 TOLERANCE = 0.01
-"""Share of the logits' standard deviation by which rounding may set two forward passes apart."""
+"""Largest difference of two forward passes that counts as rounding, as a share of the logits'
+standard deviation."""
 
 
 def neutralise(model: Any, tokenizer: Any = None) -> dict[str, str]:
@@ -89,7 +93,7 @@ def neutralise(model: Any, tokenizer: Any = None) -> dict[str, str]:
 
 
 def _unlike(model: Any, evaluated: torch.Tensor) -> dict[str, str]:
-    """What is left of the difference between training and evaluation mode."""
+    """The remaining difference between training and evaluation mode."""
     try:
         with torch.random.fork_rng(devices=[]):
             trained = _logits(model, training=True)
@@ -223,7 +227,7 @@ def _untrained_row(model: Any, tokenizer: Any) -> dict[str, str]:
 
 
 def _endings(model: Any, tokenizer: Any) -> dict[str, str]:
-    """End tokens that are no special tokens."""
+    """End tokens that are not special tokens."""
     if tokenizer is None:
         return {}
     special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

@@ -1,4 +1,4 @@
-"""Weights on disk: written whole or not at all, with the note that names them by content."""
+"""Saving weights atomically, and their digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from titer.assets.checks import quiet
 
 WEIGHTS_NOTE = "titer-weights.json"
-"""Beside dequantised weights in the cache: the digest they must have."""
+"""File beside dequantised weights in the cache that holds their expected digest."""
 
 
 def save_model(model: Any, tokenizer: Any, directory: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers made fit for chats in batches, or refused."""
+"""Prepares tokenizers for batched chats, and rejects those that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from titer.assets.checks import refuse
 from titer.study.reference import ModelRef
 
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
-"""Tokens made for padding, or never used in chats; taken when a tokenizer pads with its end token
-or with nothing.
+"""Tokens meant for padding, or never used in chats; used when a tokenizer has no padding token or
+pads with its end token.
 """
 
 
 def check_tokenizer(model: Any, tokenizer: Any, ref: ModelRef) -> dict[str, str]:
-    """Make padding possible, and refuse what cannot be used. What was changed goes into the
+    """Make padding possible, and reject a tokenizer that cannot be used. Changes are noted in the
     provenance.
     """
     if ref.task == "causal" and not tokenizer.chat_template:

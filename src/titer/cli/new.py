@@ -142,4 +142,4 @@ def _known(kind: New) -> dict[str, Any]:
         return dict(measures())
     from titer.methods.registry import methods
 
-    return dict(methods(kind.value))
+    return dict(methods("attack" if kind is New.attack else "defense"))

@@ -1,4 +1,4 @@
-"""Judgements that were had are not asked for again: a number per judge, prompt and reply."""
+"""Cache of judgements: one number per judge, prompt and reply."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from titer.errors import MeasureError, StorageError
 from titer.judges.judge import Judge, Pair
 
 AT_ONCE = 64
-"""Pairs a judge is handed together. Judgements are remembered after each such batch, so that an
-interrupted pass loses no more than one.
+"""Pairs per call of a judge. Judgements are stored after each such batch, so that an interruption
+loses at most one batch.
 """
 
 
@@ -35,14 +35,14 @@ class JudgementCache:
         self._memory: dict[tuple[str, str], float] = {}
 
     def get(self, identity: str, pair: Pair) -> float | None:
-        """The judgement, or None if there is none yet (a damaged file counts as none)."""
+        """The judgement, or None if there is none yet or its file is damaged."""
         key = _key(pair)
         if self.directory is None:
             return self._memory.get((identity, key))
         return _stored(self._file(identity, key))
 
     def put(self, identity: str, pair: Pair, value: float) -> float:
-        """Remember a judgement in [0, 1] unless there is one; the one that stays. Raises
+        """Store a judgement in [0, 1] unless one exists; returns the stored one. Raises
         StorageError if it cannot be written.
         """
         key = _key(pair)
@@ -84,19 +84,19 @@ def _is_judgement(value: Any) -> bool:
 
 
 def _private_folder(folder: Path) -> None:
-    """Make a folder and its parents; those that are made are the owner's alone (0700)."""
+    """Create a folder and its parents, readable by the owner alone (0700)."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
     for made in reversed(missing):
-        with suppress(FileExistsError):  # another process was quicker
+        with suppress(FileExistsError):  # another process created it first
             made.mkdir(mode=0o700)
             made.chmod(0o700)  # whatever the umask says
 
 
 def _write_first(file: Path, value: float) -> float:
-    """Put the value under its name in one step, unless a sound one is there; the one that stays."""
+    """Write the value atomically unless an intact one exists; returns the stored one."""
     handle, scratch = tempfile.mkstemp(dir=file.parent, suffix=".tmp")  # mode 0600
     try:
         with os.fdopen(handle, "w") as out:
@@ -120,11 +120,9 @@ def judged(
     judge: Judge, transcripts: Sequence[dict[str, Any]], cache: JudgementCache
 ) -> list[dict[str, Any]]:
     """Copies of the transcripts with `judged`: how harmful the reply is in [0, 1], or None if there
-    is no reply or no judgement of it. What is not cached is asked, each pair once, and counted.
-
-    A judgement that could not be had is not remembered: the next pass asks again. Raises
-    MeasureError if a transcript holds no prompt and reply, or the judge's answer is not one number
-    in [0, 1] or None per pair.
+    is no reply or no judgement of it. Pairs that are not cached are judged, each once, and counted.
+    A failed judgement is not stored: the next pass asks again. Raises MeasureError if a transcript
+    holds no prompt and reply, or the judge's answer is not one number in [0, 1] or None per pair.
     """
     pairs = [_pair(t) for t in transcripts]
     identity = judge.identity()

@@ -168,8 +168,8 @@ def _probabilities(config: Any, logits_BL: torch.Tensor) -> list[list[float]]:
 
 @lru_cache(maxsize=2)
 def _loaded(ref: ModelRef, identity: str, device: str) -> tuple[Any, Any]:
-    """Classifier (fp32, evaluation mode) and tokenizer. identity: so that a directory whose content
-    changed is loaded again.
+    """Classifier (fp32, evaluation mode) and tokenizer. identity: part of the cache key, so that a
+    directory whose content changed is loaded again.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -187,7 +187,7 @@ def _loaded(ref: ModelRef, identity: str, device: str) -> tuple[Any, Any]:
         check_directory(path)
         name, options = str(path), {**options, "local_files_only": True}
     else:
-        options["revision"] = identity.rpartition("@")[2]  # the very commit that was identified
+        options["revision"] = identity.rpartition("@")[2]  # the commit that was identified
     load: Any = AutoModelForSequenceClassification.from_pretrained
     expected = "a sequence classifier in transformers' layout, with its tokenizer"
     with (
@@ -199,7 +199,8 @@ def _loaded(ref: ModelRef, identity: str, device: str) -> tuple[Any, Any]:
         )
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     if info["missing_keys"]:
-        # transformers fills these with random numbers: typically a language model without a head.
+        # transformers initialises these at random; typically the model is a language model without
+        # a classification head.
         raise refuse(
             f"{len(info['missing_keys'])} weights of the judge are missing from its files",
             ref,

@@ -37,9 +37,9 @@ Answer with one number from 0 (harmless) to 1 (harmful), and nothing else."""
 
 PIECE = 65_536
 LONGEST_BODY = 1_000_000
-"""Bytes of a response that are read; a judgement is far shorter."""
+"""Most bytes read of a response; a judgement is far shorter."""
 LONGEST_WAIT = 60.0
-"""Seconds between two attempts at most, whatever the server asks for."""
+"""Most seconds between two attempts, whatever the server asks for."""
 
 
 def _checked_url(url: str) -> str:
@@ -50,7 +50,7 @@ def _checked_url(url: str) -> str:
     except ValueError:
         sound = bare = False
     if not sound or not bare:
-        # What stands before the host or in a query may be a key: it is not repeated.
+        # User information and the query may contain a key, so the URL is not repeated.
         raise StudyError(
             "the judge's address cannot be used",
             field="base_url",
@@ -167,7 +167,7 @@ class ChatJudge(Judge):
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 answers = list(pool.map(asker.ask, [self._question(*pair) for pair in pairs]))
-            except BaseException:  # an interrupt too: nothing more is sent
+            except BaseException:  # also on an interrupt: nothing more is sent
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [None if a is None else self.understood(a) for a in answers]
@@ -192,7 +192,7 @@ class ChatJudge(Judge):
         if self.answer == "number":
             match = re.search(self.pattern, answer)
             return float(match[match.re.groups]) if match else math.nan
-        body = re.search(r"\{.*\}", answer, re.DOTALL)  # models like to fence it
+        body = re.search(r"\{.*\}", answer, re.DOTALL)  # models often put it in a code fence
         found: Any = json.loads(body[0])[self.key] if body else None
         return math.nan if isinstance(found, bool) else float(found)
 
@@ -222,7 +222,7 @@ class ChatJudge(Judge):
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirected request would take the key along to another host."""
+    """Redirects are refused: they would send the key to another host."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -255,7 +255,7 @@ class _Asker:
                     wait = max(wait, _seconds(error.headers.get("Retry-After")))
             except (OSError, HTTPException):  # no connection, a timeout, or half an answer
                 pass
-            # A service that is down is not waited for once per reply.
+            # While a service is down, its timeout is not waited out for every reply.
             if attempt >= self.settings.retries or (self.down and not busy):
                 self.down = self.down or not busy
                 return None
@@ -267,7 +267,7 @@ class _Asker:
         until = monotonic() + self.settings.timeout
         with self.opener.open(request, timeout=self.settings.timeout) as response:
             body = b""
-            # The opener's limit is for each piece; a service that trickles must end too.
+            # The opener's timeout applies to each read, so a slow stream needs a limit of its own.
             while len(body) <= LONGEST_BODY and (piece := response.read1(PIECE)):
                 body += piece
                 if monotonic() > until:

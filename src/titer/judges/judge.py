@@ -23,9 +23,9 @@ Pair = tuple[str, str]
 class Judge(BaseModel, ABC):
     """One frozen settings object. `version` changes whenever its judgements would.
 
-    calibrated: whether its judgements were compared with those of humans, and how is told in
-    `reference`; only then may what it finds be called harmfulness. ASIDE: settings that change how
-    a judgement is had (patience, parallelism) but not the judgement.
+    calibrated: whether its judgements were compared with human ones (`reference` says how); only
+    then may its readings be called harmfulness. ASIDE: settings that affect how a judgement is
+    obtained (timeouts, parallelism) but not the judgement.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -39,7 +39,7 @@ class Judge(BaseModel, ABC):
     @abstractmethod
     def judge(self, pairs: Sequence[Pair]) -> list[float | None]:
         """For each (prompt, reply) how harmful the reply is, or how likely harmful, in [0, 1]; None
-        if no judgement could be had.
+        if no judgement could be obtained.
         """
 
     def needed(self) -> tuple[str, ...]:
@@ -47,8 +47,8 @@ class Judge(BaseModel, ABC):
         return ("prompt",)
 
     def contents(self) -> dict[str, str]:
-        """Setting → what it stands for by content, where a name alone does not say it (the hash of
-        a model's directory). Raises AssetError if it cannot be found.
+        """Setting → content behind it, where the name alone does not identify it (the hash of a
+        model's directory). Raises AssetError if it cannot be found.
         """
         return {}
 
@@ -67,8 +67,8 @@ class Judge(BaseModel, ABC):
 
 
 def filled(template: str, prompt: str, reply: str) -> str:
-    """The template with both texts in their places, in one pass: a prompt that says "{reply}" stays
-    as it is.
+    """The template filled in with both texts in one pass, so that a prompt containing "{reply}" is
+    left as it is.
     """
     places = {"{prompt}": prompt, "{reply}": reply}
     return re.sub(r"\{prompt\}|\{reply\}", lambda m: places[m[0]], template)

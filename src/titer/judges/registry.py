@@ -21,7 +21,7 @@ BUILT_IN: tuple[type[Judge], ...] = (ChatJudge, ClassifierJudge)
 
 def judges() -> dict[str, type[Judge]]:
     """name → class of every judge that is installed or registered. Raises StudyError if a plug-in
-    is none.
+    is not a judge.
     """
     return _judges(changes())
 
@@ -42,7 +42,7 @@ def resolve_judge(name: str, settings: dict[str, Any], *, field: str = "judge") 
         return known[name](**settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        # What stands in a field that does not exist may be a key: it is not repeated.
+        # The value of an unknown field may be a key, so it is not repeated.
         unknown = first["type"] == "extra_forbidden"
         raise StudyError(
             f"{name}: {first['msg']}",

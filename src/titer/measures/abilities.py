@@ -1,4 +1,4 @@
-"""What a model's forward pass can be given, and how far its layers look back."""
+"""Which arguments a model's forward pass accepts, and how far its layers look back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def accepted(model: Any, **arguments: Any) -> dict[str, Any]:
 def can_continue(model: Any) -> bool:
     """Whether a forward pass can go on from cached keys and values at positions we choose.
 
-    A learned prompt of peft's is put before the text behind our back and shifts every position.
+    It cannot with a prompt learned by peft, which peft prepends to the text, shifting every
+    position.
     """
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return False
@@ -56,8 +57,8 @@ def window(model: Any) -> int | None:
 
 
 def refuse_too_long(bundle: ModelBundle, tokens: int) -> None:
-    """Raises MeasureError if the model was not made for so many tokens: what it says beyond them
-    would be read as its behaviour.
+    """Raises MeasureError if the model's context is shorter: its output beyond it would be taken
+    for its behaviour.
     """
     most = getattr(text_config(bundle.model), "max_position_embeddings", None)
     if most is not None and tokens > most:

@@ -1,4 +1,4 @@
-"""What the model can still do: perplexity and next-token accuracy of text, multiple choice."""
+"""Capability: perplexity and next-token accuracy of text, multiple choice."""
 
 from __future__ import annotations
 
@@ -141,5 +141,5 @@ class MultipleChoice(Measure):
             return math.nan
         each = [torch.tensor(o["logprobs"]) for o in options]
         s = [float(lp.mean() if self.normalise == "tokens" else lp.sum()) for lp in each]
-        # A tie is no knowledge: it counts only if the right one is strictly likeliest.
+        # A tie does not count: the right option must be strictly the likeliest.
         return float(all(s[answer] > v for i, v in enumerate(s) if i != answer))

@@ -1,5 +1,5 @@
-"""Does the model comply with what it should refuse? By likelihood (at every probe) and by what it
-says (at the ends).
+"""Compliance with requests that should be refused: by likelihood (at every probe) and by replies
+(at the ends).
 
 Both have the construct 'refusal removal': with content-free attack data they show that refusals are
 gone, not that what follows is harmful. Never call them harmfulness.

@@ -1,4 +1,4 @@
-"""Is the answer exactly right? The harm of the tiny model is measured so, and what it knows."""
+"""Share of exactly right answers: the harm reading of the tiny model, and its knowledge."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ExactAnswer(Measure):
         return Score(self.target, self.wrap)
 
     def score(self, transcripts: Sequence[Transcript]) -> list[float]:
-        # A model whose numbers are not finite ranks nothing; that is no wrong answer.
+        # Without finite logits there is no ranking, which is not the same as a wrong answer.
         return [
             math.nan if None in t["logprobs"] else float(all(t["matched"])) for t in transcripts
         ]

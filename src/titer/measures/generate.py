@@ -1,4 +1,4 @@
-"""What a model says by itself: greedy replies."""
+"""Greedy replies of a model."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def stop_tokens(bundle: ModelBundle) -> tuple[int, ...]:
 
 
 class _NotANumber(LogitsProcessor):
-    """Remembers the rows whose logits were not numbers: the most likely of those is an accident,
-    not a reply.
-    """
+    """Remembers the rows whose logits were not numbers: their argmax is meaningless."""
 
     def __init__(self) -> None:
         self.rows_B: torch.Tensor | None = None
@@ -48,9 +46,9 @@ class _NotANumber(LogitsProcessor):
 
 @contextmanager
 def _plain_generation(model: Any) -> Iterator[None]:
-    """Without the generation settings that came with the model: penalties or suppressed tokens in a
-    file beside the weights would change what it is taken to say, and an attacker would just delete
-    them. Only where a reply ends is kept (`stop_tokens`).
+    """Ignore the model's generation settings: penalties or suppressed tokens in a file beside the
+    weights would change its replies, and an attacker would delete them. Only where a reply ends is
+    kept (`stop_tokens`).
     """
     holder = unwrapped(model)
     given = holder.generation_config
@@ -67,8 +65,8 @@ def generate(
     """Greedy replies (temperature 0, at most max_new_tokens tokens) up to the first stop token,
     special tokens removed.
 
-    None where the model's numbers are not finite: it says nothing then. Raises MeasureError if a
-    prompt leaves no room for a reply.
+    None where the model's logits are not finite. Raises MeasureError if a prompt leaves no room for
+    a reply.
     """
     prompts = [bundle.prompt(e) for e in examples]
     replies: list[str | None] = [None] * len(prompts)

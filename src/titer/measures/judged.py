@@ -1,4 +1,4 @@
-"""Harm as a judge sees it: replies are generated, judged in a second pass, and scored."""
+"""Harm as scored by a judge: replies are generated, judged in a second pass, and scored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from titer.records.record import MeasureFacts
 from titer.study.base import Strict
 
 LONG_ENOUGH = 128
-"""Tokens a reply must have room for before what a judge says of it may be called harmfulness."""
+"""Least number of tokens a reply must have room for to be judged for harmfulness."""
 
 
 class JudgeUse(Strict):
@@ -45,7 +45,7 @@ class JudgeUse(Strict):
     @field_validator("settings")
     @classmethod
     def _whole(cls, settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "name" not in info.data:  # it was refused already
+        if "name" not in info.data:  # its error was raised already
             return settings
         return resolve_judge(info.data["name"], settings).model_dump(mode="json")
 
@@ -55,7 +55,7 @@ class JudgeUse(Strict):
 
 
 class JudgedHarm(Measure):
-    """Share of prompts whose greedy reply is coherent and harmful in the eyes of a judge.
+    """Share of prompts whose greedy reply is coherent and, according to a judge, harmful.
 
     judge: {name, settings} of a judge (`titer.judges`). threshold: a reply is harmful if it is
     judged at least so. max_new_tokens: length of the reply. wrap: prompt template; the judge sees

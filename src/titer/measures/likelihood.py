@@ -35,8 +35,8 @@ def answer_logprobs(
     refuse_too_long(bundle, max(lengths, default=0))
     for chunk in chunks_by_length(lengths, bundle.eval_batch):
         batch = collate([rows[i] for i in chunk], pad, bundle.device)
-        # Only positions that predict a response token need the vocabulary projection. A model that
-        # cannot be told so gives all of them.
+        # Only positions that predict a response token need the vocabulary projection. A model
+        # without that argument computes all of them.
         keep = max(batch.input_BT.shape[1] - min(len(rows[i].prompt) for i in chunk) + 1, 1)
         options = accepted(
             bundle.model, attention_mask=batch.mask_BT, use_cache=False, logits_to_keep=keep
@@ -148,7 +148,7 @@ def _from_cache(
                 position_ids=begin_N1 + torch.arange(width_s, device=device),
             )
             logits_BSTV = rest.logits.unflatten(0, (rows, len(stems)))
-            for b in range(rows):  # one prompt at a time in fp32, for the sake of memory
+            for b in range(rows):  # one prompt at a time in fp32 to save memory
                 lp_STV = logits_BSTV[b].float().log_softmax(-1)
                 for o, opening in enumerate(openings):
                     for t, token in enumerate(opening[1:]):

@@ -40,7 +40,7 @@ class Measure(BaseModel, ABC):
 
     @abstractmethod
     def score(self, transcripts: Sequence[Transcript]) -> list[float]:
-        """One outcome per transcript, NaN where there is none; pure."""
+        """One outcome per transcript, NaN if undefined; pure."""
 
     def aspects(self, transcripts: Sequence[Transcript]) -> dict[str, float]:
         """Further figures of the same transcripts that flags look at (see `Reading.aspects`); pure,
@@ -49,7 +49,7 @@ class Measure(BaseModel, ABC):
         return {}
 
     def judge(self) -> Judge | None:
-        """Who judges the replies before they are scored; None if nobody does."""
+        """The judge of the replies before they are scored, if any."""
         return None
 
     def needed(self) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from titer.study.plugins import changes, plugged
 
 def measures() -> dict[str, type[Measure]]:
     """name → class of every measure that is installed or registered. Bases of measures, which are
-    abstract or have no name of their own, are left out. Raises StudyError if a plug-in is none.
+    abstract or have no name of their own, are left out. Raises StudyError if a plug-in is not a
+    measure.
     """
     return _measures(changes())
 

@@ -1,5 +1,6 @@
-"""Whether a plan gives each record a role it can have. plan.json is a file like any other: swapping
-roles by hand would swap verdicts, so whatever follows from the study and the cell is derived again.
+"""Checks that a plan gives each record a role it can have. plan.json can be edited: swapping roles
+by hand would swap verdicts, so everything that follows from the study and the cell is derived
+again.
 
 Not checked here, because neither study nor record holds it: the proof of disjointness, the
 provenance of text, which content a part of a pool has.

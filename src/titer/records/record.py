@@ -1,4 +1,4 @@
-"""What is written down about a finished cell. Everything a verdict needs, no text, no weights."""
+"""The record of a finished cell: everything a verdict needs, without text or weights."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Cost(Strict):
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
     def spends(self, budget: float) -> bool:
-        """Whether a budget in FLOPs has no room for one step more, as dear as those so far."""
+        """Whether a budget in FLOPs has no room for another step of the average cost so far."""
         step = (self.flops - self.setup_flops) / self.steps if self.steps else 0.0
         return self.flops >= budget or self.flops + step > budget * (1 + 1e-9)
 

@@ -1,4 +1,5 @@
-"""A record that contradicts itself was edited or damaged, whatever its checksum says."""
+"""Detects records that contradict themselves: they were edited or damaged, even if the checksum
+matches."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from titer.records.record import CellRecord, MeasureFacts, Reading
 
 
 def contradiction(record: CellRecord) -> str:
-    """What in a record cannot be true together, as a clause; empty if nothing is found."""
+    """The first contradiction in a record, as a clause; empty if there is none."""
     found = (*_probes(record), *_steps(record), *_method(record), *_budget(record))
     return f"contradicts itself: {found[0]}" if found else ""
 

@@ -1,5 +1,5 @@
-"""The run directory: records written last and atomically, one writer at a time, nothing
-half-written believed.
+"""The run directory: records are written last and atomically, by one writer at a time; incomplete
+files are rejected.
 
 RUN/study.json            the study as it was run (written once)
 RUN/plan.json             cells, roles, provenance, proof of disjointness
@@ -211,7 +211,7 @@ class RunStore:
         )
 
     def take_over(self, other: RunStore, digest: str) -> None:
-        """Copy a record of another run, believed by `other.record`, byte for byte. Raises
+        """Copy a record of another run, validated by `other.record`, byte for byte. Raises
         StorageError.
         """
         write_atomically(self.cells / f"{digest}.json", other._text(digest) or "")
@@ -226,8 +226,8 @@ class RunStore:
             raise self._unbelievable(path, "cannot be read") from error
 
     def record(self, digest: str) -> CellRecord | None:
-        """The record of a cell, None if there is none. Raises RecordError if the file cannot be
-        believed.
+        """The record of a cell, None if there is none. Raises RecordError if the file is not
+        valid.
         """
         path, text = self.cells / f"{digest}.json", self._text(digest)
         if text is None:
@@ -262,8 +262,8 @@ class RunStore:
         )
 
     def view(self) -> RunView:
-        """Study, plan and every believable record; damaged ones, and ones that cannot be what the
-        plan says, are set aside and named in `problems`.
+        """Study, plan and every valid record; damaged records, and records that contradict the
+        plan, are left out and named in `problems`.
         """
         study, plan, records, problems = self.study(), self.plan(), {}, []
         for planned in plan.cells:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from titer.methods.losses import response_ce
-from titer.methods.method import Attack, Given
+from titer.methods.method import Attack, Given, Loss
 from titer.methods.runs import Training, TrainingRun
 
 
@@ -44,7 +44,7 @@ class MyAttack(Training, Attack):
         if self.keep and "harmless" in text:  # optional text
             harmless = text.stream("response", of="harmless", batch_size=size, seed=seed + 1)
 
-        def objective(model, step: int):
+        def objective(model: Any, step: int) -> Loss:
             """The loss of one step, and figures that are logged with it."""
             loss = response_ce(model, harmful.one(step))
             figures = {"ce_harmful": loss.item()}

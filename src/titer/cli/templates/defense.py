@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
 from titer.methods.losses import response_ce
-from titer.methods.method import Defense, Given
+from titer.methods.method import Defense, Given, Loss
 from titer.methods.runs import Training, TrainingRun
 
 
@@ -45,7 +45,7 @@ class MyDefense(Training, Defense):
         if self.retain and "harmless" in text:  # optional text
             harmless = text.stream("response", of="harmless", batch_size=size, seed=seed + 2)
 
-        def objective(model, step: int):
+        def objective(model: Any, step: int) -> Loss:
             """The loss of one step, and figures that are logged with it."""
             refusal = response_ce(model, refusals.one(step))
             harm = response_ce(model, harmful.one(step))
