@@ -1,4 +1,4 @@
-"""`titer check STUDY`: what can be found wrong, and what it will cost, before any work."""
+"""`titer check STUDY`: problems and cost of a study, found before any work."""
 
 from __future__ import annotations
 

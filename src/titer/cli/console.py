@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Plain(Console):
-    """A console that no text from a study or a model can take over: control characters are written
-    out.
-    """
+    """A console that escapes control characters in text from studies and models."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(visible(o) if isinstance(o, str) else o for o in objects), **options)
@@ -113,9 +111,7 @@ def verdict_table(verdict: StudyVerdict) -> Table:
 
 
 def verdict_blocks(verdict: StudyVerdict) -> str:
-    """What the table says as a few lines per candidate, none longer than its names require: for
-    narrow terminals.
-    """
+    """The table's content as a few short lines per candidate, for narrow terminals."""
     lines = [_title(verdict)]
     for c in (verdict.control, *verdict.candidates):
         lines += ["", f"{c.name}: {c.overall}"]

@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = result if isinstance(result, int) else 0
         if status == 130:  # newer typers turn an interruption into this status and say nothing
             raise KeyboardInterrupt
-    except SystemExit:  # typer found that whoever reads our output has gone
+    except SystemExit:  # typer found the reader of our output gone (broken pipe)
         status = 0
     except TiterError as error:
         say_error(str(error))
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except OSError as error:  # a file or directory of the user's, and not a bug of ours
+    except OSError as error:  # a problem with the user's file or directory, not a bug
         say_error(
             f"{error.strerror or error}: {error.filename or 'a file'}. To do: check the path, its "
             "permissions and the space on the disk."
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _usage(error: Any) -> str:
-    """What the parser complains about, in one line, with where to read on."""
+    """The parser's error in one line, with a pointer to --help."""
     message = str(error.format_message()).replace("Value error, ", "").rstrip(".")
     context = getattr(error, "ctx", None)
     if (

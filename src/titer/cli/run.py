@@ -76,7 +76,9 @@ def perform(
     import titer
 
     for other in reuse or ():
-        if not (other / "cells").is_dir():  # a misspelt path would silently do all work anew
+        if not (
+            other / "cells"
+        ).is_dir():  # with a misspelt path all work would silently be repeated
             raise UsageError(
                 "there are no records to reuse",
                 field="--reuse",

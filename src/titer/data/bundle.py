@@ -1,4 +1,4 @@
-"""A model in hand, with all that is needed to feed it text."""
+"""A loaded model with its tokenizer, device and wording."""
 
 from __future__ import annotations
 

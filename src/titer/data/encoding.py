@@ -21,7 +21,7 @@ from titer.data.wording import PLAIN, Wording
 from titer.errors import StudyError
 
 UNLIMITED = 1_000_000
-"""max_length for what must not be cut."""
+"""max_length of sequences that must not be truncated."""
 IGNORED = -100
 """Label of positions that carry no loss (torch's default)."""
 
@@ -83,8 +83,8 @@ def response_text(tokenizer: Any, example: Example, response: str, wording: Word
     opening = prompt_text(tokenizer, example, wording)
     chat = [*messages(wording.applied(example)), {"role": "assistant", "content": response}]
     full = _rendered(tokenizer, chat, **_template(wording))
-    # Templates that rewrite earlier turns once an answer exists cannot be cut this way; the end
-    # token alone is right.
+    # Templates that rewrite earlier turns once an answer exists cannot be split this way; use the
+    # end token alone.
     rest = (
         full[len(opening) :] if full.startswith(opening) else response + (tokenizer.eos_token or "")
     )

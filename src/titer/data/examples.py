@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 class Example:
     """One prompt with the answers known for it.
 
-    `response` is what an attacker (or, for harmless text, anybody) wants to hear: the right answer,
-    or content-free compliance. `refusal` is what the defender wants to hear. `choices`/`answer`
-    serve multiple-choice benchmarks; `text` alone serves perplexity. `domain` is the harm (or task)
+    `response` is the answer an attacker (or, for harmless text, any user) wants: the right answer,
+    or content-free compliance. `refusal` is the answer the defender wants. `choices`/`answer` serve
+    multiple-choice benchmarks; `text` alone serves perplexity. `domain` is the harm (or task)
     domain the splits and the matrix go by.
     """
 
@@ -30,8 +30,8 @@ class Example:
 
     @property
     def key(self) -> str:
-        """12 hex digits naming what is asked, not what is answered: two examples overlap exactly
-        iff keys are equal.
+        """12 hex digits over the question, not the answer: two examples overlap exactly iff their
+        keys are equal.
         """
         asked = " ".join((self.prompt or self.text or "").split()).casefold()
         return hashlib.sha256(asked.encode()).hexdigest()[:12]

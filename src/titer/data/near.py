@@ -96,5 +96,5 @@ def exact_overlap(first: Sequence[Example], second: Sequence[Example]) -> set[st
 
 
 def asked(example: Example) -> str:
-    """What is asked (or, for running text, said)."""
+    """The question, or the text of running text."""
     return example.prompt or example.text or ""

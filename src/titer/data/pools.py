@@ -149,9 +149,9 @@ class Pools:
     def disjointness(self) -> dict[str, Any]:
         """Proof for the record: sizes, exact overlaps (counted; none, by construction),
         near-duplicates by pair: how many of the second part's examples nearly repeat one of the
-        first's. Invented text is all alike and left out.
+        first's. Invented text, which is similar throughout, is left out.
         """
-        if self._proof is None:  # planning asks again and again, and the text does not change
+        if self._proof is None:  # cached: planning asks repeatedly, and the text does not change
             self._proof = self._compare_parts()
         return copy.deepcopy(self._proof)
 

@@ -1,5 +1,5 @@
-"""How many texts judges have scored in this process. Whoever wants those of some stretch of work
-takes the difference of two looks.
+"""How many texts judges have scored in this process. The count for a stretch of work is the
+difference of two readings.
 """
 
 from __future__ import annotations

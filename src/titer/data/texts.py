@@ -60,7 +60,7 @@ class Texts:
 
         fields: the answers wanted, `response` or `refusal`. A step gives one batch for each, with
         the same prompts in the same rows. Examples whose prompt leaves no room for at least one
-        token of every answer are left out here, once: an empty loss mask teaches nothing and has
+        token of every answer are left out here, once: an empty loss mask trains on nothing and has
         corrupted published runs.
 
         Raises StudyError if the slot has no text, an example lacks an answer, or nothing fits.
@@ -112,8 +112,8 @@ class Texts:
         return given
 
     def unfit(self) -> dict[str, str]:
-        """What does not fit into max_length, said for the record: slot and answer → '12 of 100
-        answers cut, 1 examples left out at 64 tokens'. Empty if all of it fits."""
+        """What does not fit into max_length, for the record: slot and answer → '12 of 100 answers
+        cut, 1 examples left out at 64 tokens'. Empty if all of it fits."""
         found, limit = {}, self._bundle.max_length
         for slot, examples in self._slots.items():
             for field in ("response", "refusal"):

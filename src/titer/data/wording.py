@@ -1,7 +1,8 @@
-"""How a model is asked: the words around a prompt, which belong to the model and not to who asks.
+"""How a model is prompted: the words around a prompt, which belong to the model rather than to the
+caller.
 
-An attack that trains a persona, a trigger or a soft prompt is only as harmful as the prompts that
-use it. So the words travel with the model it made, and attack, measure and judge ask through them.
+An attack that trains a persona, a trigger or a soft prompt takes effect only through prompts that
+use it. The wording therefore travels with the model, and attack, measure and judge all use it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """A rolling checkpoint of one running cell: safetensors for tensors, JSON for the rest, replaced
 atomically.
 
-Half-attacked weights are a hazard, so there is at most one per running cell, it is written no
-oftener than every `every_s` seconds, and it is deleted when the cell completes; orphans are purged
-at the next start and by `titer clean`. A checkpoint is believed only if both files are as they were
-written (checksums) and the same versions of titer and torch read it: going on from anything else
-could give other numbers, starting over never does.
+Half-attacked weights are a hazard, so there is at most one per running cell, it is written at most
+every `every_s` seconds, and it is deleted when the cell completes; orphans are purged at the next
+start and by `titer clean`. A checkpoint is used only if both files match their checksums and were
+written by the same versions of titer and torch: continuing from anything else could change the
+numbers, starting over never does.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Rolling:
         self._last = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None if there is none that can be believed."""
+        """The last checkpoint, or None if there is no valid one."""
         try:
             stored = json.loads((self.directory / "state.json").read_text("utf-8"))
             tensors = self.directory / "tensors.safetensors"
@@ -130,7 +130,7 @@ def _fill(directory: Path, state: dict[str, Any]) -> None:
 
 
 def _seal(skeleton: Any, tensors: Path) -> str:
-    """sha256 over who wrote the checkpoint and what is in it."""
+    """sha256 over the versions that wrote the checkpoint and its content."""
     total = hashlib.sha256(f"{__version__} {torch.__version__}\n".encode())
     total.update(json.dumps(skeleton, sort_keys=True).encode())
     with tensors.open("rb") as file:

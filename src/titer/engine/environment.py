@@ -18,8 +18,8 @@ PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy
 
 def environment(device: torch.device) -> Environment:
     """Versions, processor, device and threads of this process."""
-    # Threads may be set anew between two runs in one process; the rest stays, and is slow to find
-    # out.
+    # The number of threads may change between two runs in one process; the rest does not, and is
+    # slow to look up.
     return _unchanging(device).model_copy(update={"threads": torch.get_num_threads()})
 
 

@@ -33,7 +33,7 @@ FILLED = 0.7
 TOKENS_PER_ITEM = 48
 """Tokens of a prompt with its answer."""
 DECODING = 4.0
-"""How much slower a token is written than read."""
+"""How much slower generating a token is than reading one."""
 PARTS_UNKNOWN = 100
 
 
@@ -53,7 +53,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class TimedReading:
-    """What reading a few items of a measure took."""
+    """Time to read a few items of a measure."""
 
     items: int
     seconds: float
@@ -107,8 +107,8 @@ def _assumed(digest: str) -> CellRecord:
 
 
 def method_key(planned: Planned) -> str:
-    """Names a method with everything that decides whether and how fast it works: real numbers
-    among its settings (learning rates and the like) do not count."""
+    """Key of a method for timing: all that affects whether it runs and how fast. Real-valued
+    settings such as learning rates do not count."""
     cell = planned.cell
     host = cell.host
     return canonical(
@@ -133,7 +133,7 @@ def _structure(value: Any) -> Any:
 
 
 def measure_key(measure: CellMeasure) -> str:
-    """Names a measure with its settings, whatever text it reads."""
+    """Key of a measure for timing: its name and settings, regardless of the text it reads."""
     return canonical([measure.name, measure.version, measure.settings])
 
 
@@ -186,7 +186,7 @@ def _memory(planned: Planned, parameters: Mapping[ModelRef, int | None]) -> floa
 
 
 class _Work:
-    """Seconds of cells, from what was measured where it was."""
+    """Seconds of cells, from measurements where there are any."""
 
     def __init__(
         self,

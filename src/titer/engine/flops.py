@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 charged: list[Callable[[int], None]] = []
-"""Who is charged for backward passes: the last one, and nobody else."""
+"""Accounts for backward passes; only the last one is charged."""
 
 
 class Block:
@@ -60,8 +60,8 @@ class Block:
             self._to_weights += flops
 
     def close(self, output: Any) -> None:
-        """Have the gradients charged when a backward pass comes by the output, those it wants:
-        `autograd.grad` leaves out what it was not asked for, such as the weights'.
+        """Charge the gradients when a backward pass reaches the output, but only those it computes:
+        `autograd.grad` skips what it was not asked for, such as the weights'.
         """
         first = output if isinstance(output, Tensor) else next(_tensors(output), None)
         end = None if first is None else first.grad_fn
@@ -89,7 +89,7 @@ _backward = (-1, 0, True)
 wanted all of those.
 """
 ASKED = 2
-"""Weights a backward pass is asked for: with `inputs=` it may want the first it meets alone."""
+"""Weights checked per backward pass: with `inputs=` it may compute only some of them."""
 
 
 def _whole(weight: Tensor | None) -> bool:
@@ -106,10 +106,10 @@ def _whole(weight: Tensor | None) -> bool:
 
 
 def _wanted(node: Any, by_name: bool = True) -> bool:
-    """Does the backward pass that runs come by this node?"""
+    """Whether the running backward pass executes this node."""
     try:
         return bool(torch._C._will_engine_execute_node(node))
-    except RuntimeError:  # what torch says of a leaf that `autograd.grad` is asked for by name
+    except RuntimeError:  # raised for a leaf that is an input of `autograd.grad`
         return by_name
 
 
@@ -121,7 +121,7 @@ def _node(tensor: Tensor | None) -> Any:
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Rule = Callable[[Block, Any, Args, Kwargs, Any], None]
-"""Enters one call of a module: the module, its arguments, its output."""
+"""Charges one call of a module, given the block, the module, its arguments and its output."""
 
 
 class Kind(NamedTuple):
@@ -135,19 +135,20 @@ class Kind(NamedTuple):
 
 _sizes: dict[int, tuple[int, int, int]] = {}
 kinds: dict[type, Kind | None] = {}
-"""By class; None where there is nothing to count. Whoever misses one asks `kind_of`."""
+"""By class; None where there is nothing to count. Classes that are missing are looked up by
+`kind_of`."""
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a class, by the first module of it that is seen."""
     kind = _find(module)
-    if len(kinds) > 1000:  # peft makes a class anew in every pass over adapted experts
+    if len(kinds) > 1000:  # peft creates a class in every pass over adapted experts
         kinds.clear()
     return kinds.setdefault(type(module), kind if any(kind) else None)
 
 
 def _find(module: Any) -> Kind:
-    # transformers and peft are told by names: who does without them need not load them.
+    # Classes of transformers and peft are recognised by name, so that neither has to be imported.
     name, names = type(module).__name__, {c.__name__ for c in type(module).__mro__}
     children = module._modules.values()
     if isinstance(module, nn.Linear):
@@ -229,7 +230,8 @@ def _adapter(block: Block, module: Any, args: Args, kwargs: Kwargs, output: Any)
     """peft's LoRA of parameters: every pass multiplies the factors and adds the product."""
     off = module.disable_adapters or module.merged
     names = [] if off else [n for n in module.active_adapters if n in module.lora_A]
-    # The short way for one adapter of stacked experts does it again, when torch tries it out.
+    # peft's fast path for one adapter of stacked experts computes it a second time while it is
+    # traced.
     short = len(names) == 1 and module.num_experts > 1 and hasattr(module, "get_delta_factors")
     for name in names:
         low, high = module.lora_A[name].weight, module.lora_B[name].weight
@@ -242,7 +244,7 @@ def _attention(block: Block, module: Any, args: Args, kwargs: Kwargs, output: An
     hidden = args[0] if args else kwargs.get("hidden_states")
     try:
         heads, scores, values = _sizes[id(module)]
-    except KeyError:  # kept, for asking a configuration takes long
+    except KeyError:  # cached, because reading a configuration is slow
         heads, scores, values = _sizes[id(module)] = _heads(module)
         finalize(module, _sizes.pop, id(module)).atexit = False
     if not isinstance(hidden, Tensor) or hidden.dim() != 3 or not heads:

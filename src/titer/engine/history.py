@@ -32,7 +32,7 @@ Readings = Mapping[str, tuple[Reading, list[dict[str, Any]]]]
 
 
 class History:
-    """Everything a record will say that is known only once the cell has run."""
+    """Everything in a record that is known only once the cell has run."""
 
     def __init__(self, work: CellWork) -> None:
         self.work, self.started = work, now()
@@ -52,7 +52,7 @@ class History:
     # -- steps ----------------------------------------------------------------------------------
 
     def log(self, log: StepLog) -> None:
-        """Write a step down. A loss or gradient that is not finite ends the run as diverged."""
+        """Log a step. A loss or gradient that is not finite ends the run as diverged."""
         if not all(v is None or math.isfinite(v) for v in (log.loss, log.grad_norm)):
             self.nonfinite.append(len(self.logs))
             self.outcome = "diverged"
@@ -116,7 +116,7 @@ class History:
         }
 
     def restore(self, saved: dict[str, Any]) -> Cost:
-        """Take up what `dump` wrote; gives the cost spent so far."""
+        """Restore what `dump` wrote; returns the cost so far."""
         for name in self.STATE:
             setattr(self, name, saved[name])
         self.probes = [ProbeRecord.model_validate(p) for p in saved["probes"]]
@@ -159,7 +159,7 @@ class History:
 
 
 def template_digest(bundle: ModelBundle) -> str:
-    """Names a chat template by its content; models asked in the same words have the same one."""
+    """Digest of a chat template by its content."""
     return digest(bundle.wording.template or bundle.tokenizer.chat_template or "")
 
 

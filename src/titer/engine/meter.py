@@ -42,7 +42,8 @@ class Meter:
     products, so that gradients of gradients and products outside modules are in; such a block
     takes about four times as long, and its seconds say so.
 
-    While a meter charges inside another's block, the outer one rests: nothing is counted twice.
+    While a meter charges inside another's block, the outer one is paused, so that nothing is
+    counted twice.
     """
 
     def __init__(self, spent: Cost | None = None, *, exact: bool = False) -> None:
@@ -60,7 +61,7 @@ class Meter:
 
     @contextmanager
     def charging(self, account: Account) -> Iterator[None]:
-        """Charge what the block does to an account. Not to be nested in itself."""
+        """Charge what the block does to an account. Not reentrant."""
         if self in _charging:
             raise RuntimeError("this meter is charging already")
         outer = _charging[-1] if _charging else None
@@ -124,15 +125,15 @@ class Meter:
 
 _plain: Callable[..., Any] = nn.Module._call_impl
 _meters = 0
-"""How many are alive."""
+"""Number of live meters."""
 
 
 def _stand_between(meter: Meter) -> None:
     """Have calls of modules go through `_call` as long as the meter lives.
 
-    torch's own hooks for all modules would do for that, but they send every call a way round that
-    costs a small model 4 % of a step; and putting a function in its place anew for every step costs
-    2 %, for Python then forgets what it knows of all modules.
+    torch's global module hooks would do, but they slow every call down, which costs a small model 4
+    % of a step. Replacing the method for every step costs 2 %, because it invalidates Python's type
+    caches of all modules.
     """
     global _meters
     if not _meters:
@@ -154,7 +155,7 @@ def _step_aside() -> None:
 def _compile(allowed: bool) -> None:
     """Whether torch.compile compiles. Compiled code calls no modules, and would cost nothing.
 
-    torch._dynamo takes seconds to import; until somebody does, the environment tells it.
+    torch._dynamo takes seconds to import; until it is imported, the environment variable decides.
     """
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].config.disable = False
@@ -185,7 +186,7 @@ def _call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
 
 
 class _Passes:
-    """What calls of modules cost. products: False leaves FLOPs to somebody else. examples: rows of
+    """What calls of modules cost. products: False if FLOPs are counted elsewhere. examples: rows of
     passes of transformers models with gradient.
     """
 
@@ -219,7 +220,7 @@ class _Passes:
                 output = _plain(module, *args, **kwargs)
             finally:
                 self.block, self._depth = outer, self._depth - 1
-            if not self._depth:  # the outermost: a pass that somebody asked for
+            if not self._depth:  # the outermost call: a pass the method asked for
                 self._count(args, kwargs)
             return output
         if not self._products:
@@ -249,7 +250,7 @@ class _Passes:
             self._tokens[gradient] += prod(shape)
         elif mask.device.type == "cpu":
             self._tokens[gradient] += int(mask.sum())
-        else:  # looking at an accelerator's number waits for all its work: not before someone asks
+        else:  # reading a number from an accelerator synchronises, so it is deferred
             key = gradient, mask.device
             self._late[key] = self._late.get(key, 0) + mask.sum()
 

@@ -1,5 +1,5 @@
-"""Reading a model with several measures at once, asking it nothing twice; and reading stored
-transcripts again without it.
+"""Reads a model with several measures, asking each question once; and scores stored transcripts
+again without the model.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Prober:
         self._of: tuple[Any, Wording] | None = None
 
     def begin(self) -> None:
-        """Forget what the model said: it may be another one now."""
+        """Drop cached answers: the model may have changed."""
         self._answers, self._of = {}, None
 
     def read(
@@ -82,12 +82,12 @@ class Prober:
 
     def _ask(self, bundle: ModelBundle, bound: BoundMeasure) -> list[Transcript]:
         request = bound.measure.request()
-        # What a measure collects by itself is its own; nobody else can have meant the same by it.
+        # What a measure collects itself is not shared with other measures.
         own = _named(bound.measure) if isinstance(request, Own) else ""
         key = (bound.items, request, own)
         if key not in self._answers:
             self._answers[key] = transcripts_of(bound.measure, bundle, bound.examples)
-        # Copies: what one measure does to its transcripts is no business of another's.
+        # Copies, so that one measure cannot change the transcripts of another.
         return [dict(t) for t in self._answers[key]]
 
 

@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's generators seeded for a cell; what they were before is put back afterwards."""
+    """Seed torch's generators for a cell; their previous state is restored afterwards."""
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -20,7 +20,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Everything a run may draw from: the host's generator, and the device's if it is on one."""
+    """State of the generators a run may draw from: the host's, and the device's if it uses one."""
     state = {"cpu": torch.random.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -35,8 +35,8 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside, by torch, numpy or Python (a harness seeds all three), the run sees
-    the same random numbers afterwards.
+    """Save and restore the random state of torch, numpy and Python (a harness seeds all three), so
+    that the run is not affected by what is drawn inside.
     """
     state, others = random_state(device), (random.getstate(), np.random.get_state())
     try:

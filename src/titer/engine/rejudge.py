@@ -51,12 +51,12 @@ CUT_SHORT = "cut_short"
 """Note in a record of a run that the old judge stopped and the new one would not have."""
 
 Replies = dict[tuple[int, str], list[Transcript]]
-"""(step, label) → what was said there."""
+"""(step, label) → replies."""
 
 
 @dataclass
 class Rejudged:
-    """What came of it. records: judged again; taken_over: without a judge, as they were. replies:
+    """The result. records: judged again; taken_over: without a judge, as they were. replies:
     judged; unjudged: those without a judgement. cut_short: runs that the new judge would have let
     go on. unconfirmed: runs in which it suspects a breach where no other prompts were read.
     missing: planned cells without a record. complete: whether no search is open.
@@ -99,7 +99,7 @@ def rejudge(
             expected="another directory than the run's",
         )
     before = old.study()
-    with suppress(StudyError):  # those that are missed are told by name where they are needed
+    with suppress(StudyError):  # missing plug-ins are reported where they are needed
         load_plugins(before.plugins)
     study = with_judge(before, judge, plugins)
     rejudging = _Rejudging(old, new, study, judge, report)
@@ -132,7 +132,7 @@ class _Rejudging:
         self.records = {p.digest: self._record(p.digest) for p in self.before.cells}
 
     def refuse(self) -> None:
-        """Raise UsageError where there is nothing to judge again."""
+        """Raise UsageError if there is nothing to judge again."""
         if all(p.digest == now.digest for p, now in self.pairs):
             raise UsageError(
                 "the run was judged so already",
@@ -165,7 +165,7 @@ class _Rejudging:
         return self.result
 
     def _record(self, digest: str) -> CellRecord | None:
-        with suppress(RecordError):  # a damaged record is none
+        with suppress(RecordError):  # a damaged record counts as missing
             return self.old.record(digest)
         return None
 

@@ -74,7 +74,7 @@ def run_cell(
     saved = rolling.read() if rolling else None
     meter = Meter(history.restore(saved["engine"]) if saved else None, exact=work.exact_flops)
     with seeded(cell.seed, device):
-        # What an interrupted run did to begin with is in its cost already.
+        # The setup of an interrupted run is already part of its cost.
         with nullcontext() if saved else meter.charging("setup"):
             run = work.begin()
         if saved:
@@ -114,7 +114,7 @@ def _over(cell: Cell, meter: Meter) -> bool:
 
 
 class _Probes:
-    """Decides what is read when."""
+    """Decides which measures are read at which step."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices, measured."""
+"""Measures this machine's throughput of matrix products."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def matmul_throughput(
         b = torch.ones(inner, columns, dtype=dtype, device=device)
         _ = a @ b
         begun, count = _now(device), 0
-        # On an accelerator a call only queues the product: it is over when the device says so.
+        # On an accelerator a call only queues the product, so the device is synchronised.
         while _now(device) - begun < seconds:
             _ = a @ b
             count += 1

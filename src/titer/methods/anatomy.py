@@ -42,7 +42,7 @@ def plain(model: Any) -> Any:
 
 
 def bare(module: Any) -> Any:
-    """The layer inside a peft adapter layer; the module itself if it is none."""
+    """The layer inside a peft adapter layer; otherwise the module itself."""
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
@@ -143,7 +143,7 @@ def _ends_with(name: str, module: nn.Module) -> bool:
 
 
 def inert(module: nn.Module) -> bool:
-    """Whether it adds nothing to the stream: norms, and what has no parameters."""
+    """Whether a module adds nothing to the stream: norms, and modules without parameters."""
     return "norm" in type(module).__name__.lower() or next(module.parameters(), None) is None
 
 

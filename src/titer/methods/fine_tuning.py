@@ -18,9 +18,9 @@ from titer.methods.runs import Training, TrainingRun
 
 class FineTuning(Training):
     """layers: indices of the blocks to be trained (negative ones count from the end); None trains
-    everything. reinitialised: blocks whose matrices are drawn anew before the first step (normal,
-    with the standard deviation each had; biases 0, norms left as they are).
-    micro_batch: rows per forward pass; the gradient is that of the whole batch to rounding.
+    everything. reinitialised: blocks whose matrices are reinitialised before the first step
+    (normal, with the standard deviation each had; biases 0, norms left as they are). micro_batch:
+    rows per forward pass; the gradient is that of the whole batch to rounding.
     """
 
     layers: tuple[int, ...] | None = None
@@ -28,7 +28,7 @@ class FineTuning(Training):
     micro_batch: Annotated[int, Field(gt=0)] | None = None
 
     def open(self, bundle: ModelBundle, seed: int) -> ModelBundle:
-        """The bundle with the chosen layers drawn anew and set to be trained. Raises RunError if
+        """The bundle with the chosen layers reinitialised and set to be trained. Raises RunError if
         the model has no such block."""
         model = bundle.model
         model.requires_grad_(self.layers is None)
@@ -84,7 +84,7 @@ def _draw(block: torch.nn.Module, generator: torch.Generator) -> None:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim >= 2:
-                # The matrix's own spread, not what a file beside the weights says.
+                # The matrix's own standard deviation, not the one in the configuration.
                 drawn = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(drawn.to(parameter) * parameter.std())
             elif name.endswith("bias"):

@@ -121,10 +121,10 @@ Objective = Callable[[Any, int], Loss]
 Gradient = Callable[[Any, int], StepLog]
 """(model, step index) → log of the step, its `grad_norm` left to the run that takes the step.
 
-Called with the bundle's own model in evaluation mode (nothing that only acts in training shall)
-and every `.grad` empty; adds the gradient to
-`.grad` of what is trained, and enters `bundle.autocast()` itself for forward passes. A loss is the
-common case (`runs.of_loss`); some methods follow a gradient that is the gradient of no loss.
+Called with the bundle's own model in evaluation mode (so that dropout and the like are off) and
+every `.grad` empty; adds the gradient to `.grad` of what is trained, and enters `bundle.autocast()`
+itself for forward passes. A loss is the common case (`runs.of_loss`); some methods follow a vector
+field that is not the gradient of a loss.
 """
 
 

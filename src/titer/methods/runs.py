@@ -63,7 +63,7 @@ class Training(BaseModel):
         noisy: Iterable[torch.nn.Module] = (),
     ) -> TrainingRun:
         """A run that follows `gradient` with these settings; trains what requires a gradient.
-        noisy: modules that act only in training mode and shall (a method's own dropout)."""
+        noisy: modules to be put into training mode (a method's own dropout)."""
         return TrainingRun(bundle, gradient, self, horizon=horizon, noisy=noisy)
 
     def minimise(self, bundle: ModelBundle, objective: Objective, *, horizon: int) -> TrainingRun:
@@ -87,8 +87,8 @@ class TrainingRun:
     """An optimizer following a gradient. Only trained parameters enter the state, so an adapter's
     checkpoint is small. A service may replace `gradient` (`ServiceDefense.host`).
 
-    The model trains in evaluation mode: what acts in training mode alone is shipped beside the
-    weights, and nobody who holds them has to put up with it.
+    The model trains in evaluation mode: what acts only in training mode, such as dropout, is
+    configured beside the weights, and an attacker would switch it off.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Every parameter that writes to the residual stream, and what it would be without a direction.
+"""The parameters that write to the residual stream, and their values with directions projected out.
 
 Used to take directions out of a model (refusal ablation and the like): a hidden state before the
 final norm is a sum of what the writers give, so what none of them writes is in none of them.
@@ -88,10 +88,10 @@ def writers(model: Any) -> list[Writer]:
 
     `w.parameter.copy_(w.without(r))` for all of them leaves nothing along r in any hidden state
     before the final norm. With tied embeddings the unembedding is edited too: it is the same
-    parameter. Raises RunError where that cannot be: parts of no known role, norms or gains on the
-    stream itself, adapters other than plain LoRA. What a block computes without a module of its own
-    is not seen from here (MiniMax norms the stream, XGLM adds fixed positions): look at a hidden
-    state after the edit.
+    parameter. Raises RunError where that is impossible: parts of no known role, norms or gains on
+    the stream itself, adapters other than plain LoRA. What a block computes without a module of its
+    own is not seen from here (MiniMax norms the stream, XGLM adds fixed positions): look at a
+    hidden state after the edit.
     """
     final_norm(model)
     width = text_config(model).hidden_size

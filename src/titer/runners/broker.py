@@ -1,4 +1,4 @@
-"""Models on hand: the ones cells start from, and the ones they only read."""
+"""Cache of loaded models: those cells start from, and those they only read."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from titer.study.cell import Start
 from titer.study.reference import ModelRef
 
 PRISTINE_BYTES = 5e8
-"""Memory that models kept between cells may take (on the host). A larger model is loaded anew for
-every cell: seconds for a quarter of the memory.
+"""Memory that models kept between cells may take (on the host). A larger model is reloaded for
+every cell, which takes seconds and saves three quarters of the memory.
 """
 
 
@@ -80,7 +80,7 @@ class Broker:
         return models + tokenizers
 
     def give_back(self) -> None:
-        """The cell is done: forget what it borrowed. What it changed is loaded again."""
+        """Release what the finished cell borrowed. A shared model it changed will be reloaded."""
         if self.changed():
             self._kept.clear()
         self._borrowed.clear()

@@ -1,4 +1,4 @@
-"""Doing one cell: bring its model and text together, run it, write its record. The same under every
+"""Runs one cell: loads its model and text, runs it, writes its record. The same under every
 executor.
 """
 
@@ -91,7 +91,7 @@ class CellRunner:
             raise
         except OSError as error:
             raise storage_error(error, self.store.root) from error
-        # A plug-in may raise anything, SystemExit included; other cells shall still finish.
+        # A plug-in may raise anything, including SystemExit; other cells must still finish.
         except (Exception, SystemExit) as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             traceback.clear_frames(error.__traceback__)  # they hold the model and its gradients
@@ -269,13 +269,13 @@ def relative_distance(model: Any, control: Any) -> float | None:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system. glibc keeps it otherwise, and a worker would hold the
-    largest cell it ever did.
+    """Return freed memory to the system. Otherwise glibc keeps it, and a worker stays as large as
+    its largest cell.
     """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # another C library manages without
+    with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -307,7 +307,9 @@ def whole(made: ModelBundle) -> Any:
 
 
 def save_safely(model: Any, tokenizer: Any, directory: Path) -> None:
-    """`save_model`, with a full disk or a forbidden directory told readably."""
+    """`save_model`, raising StorageError for a full disk or a directory without write
+    permission.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         save_model(model, tokenizer, directory)

@@ -1,4 +1,4 @@
-"""Running a study: plan, do what is missing, plan again until nothing waits. In this process or in
+"""Runs a study: plan, run missing cells, plan again until nothing is left. In this process or in
 worker processes.
 """
 
@@ -120,8 +120,7 @@ class _Session:
     def _plan(self) -> Plan:
         current = plan(self.study, self.pools, self._known)
         if not self.begun:
-            # Not before: a study that is refused must not take the directory from its corrected
-            # form.
+            # Only now: a rejected study must not occupy the directory of its corrected version.
             self.store.begin(self.study)
             self.begun = True
         self.store.write_plan(current)
@@ -132,7 +131,7 @@ class _Session:
         any).
         """
         if digest not in self.records:
-            with suppress(RecordError):  # a damaged record is done anew
+            with suppress(RecordError):  # a cell with a damaged record is run again
                 if record := self.store.record(digest):
                     self.records[digest] = record
         for other in () if digest in self.records else map(RunStore, self.options.reuse):
@@ -184,7 +183,7 @@ class _Session:
         executor: Executor,
         failures: list[TiterError],
     ) -> bool:
-        """Do what is to be done and can be done. Returns whether something failed."""
+        """Run all cells that can be run. Returns whether something failed."""
         work = {p.digest: _work(p) for p in current.cells}
         total = sum(work.values())
         done = len(work) - len(todo)
@@ -195,7 +194,7 @@ class _Session:
         limit = executor.slots
         while waiting or running:
             while hopeless := [d for d, p in waiting.items() if made_by(p) & lost]:
-                lost.update(hopeless)  # what starts from these is lost too
+                lost.update(hopeless)  # cells that start from these fail too
                 waiting = {d: p for d, p in waiting.items() if d not in lost}
             while (
                 len(running) < limit
@@ -219,7 +218,7 @@ class _Session:
                     failures.append(error)
                     lost.add(digest)
                     if isinstance(error, StorageError):
-                        waiting.clear()  # nothing more can be written; let what runs end
+                        waiting.clear()  # nothing more can be written; let running cells end
                     continue
                 finally:
                     running.pop(digest)

@@ -97,7 +97,7 @@ class InProcess:
 
 @contextmanager
 def _in_process(setup: Setup) -> Iterator[Executor]:
-    """What it changes in this process is put back: titer may be called from a larger program."""
+    """Restore global state: titer may be called from a larger program."""
     import torch
 
     threads = torch.get_num_threads()
@@ -148,7 +148,9 @@ def _open_worker(setup: Setup, numbers: SimpleQueue[int]) -> None:
     into the run.
     """
     global _runner
-    parent = parent_process()  # waited for by a pipe: a parent dead by now is noticed too
+    parent = (
+        parent_process()
+    )  # waits on a pipe, so that a parent that is already dead is noticed too
 
     def watch() -> None:
         if parent:
@@ -158,7 +160,7 @@ def _open_worker(setup: Setup, numbers: SimpleQueue[int]) -> None:
     threading.Thread(target=watch, daemon=True).start()
     try:
         _runner = setup.open(numbers.get())
-    except KeyboardInterrupt:  # the parent tells the user; a worker has nothing to add
+    except KeyboardInterrupt:  # the parent reports the error
         os._exit(130)
 
 

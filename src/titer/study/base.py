@@ -1,4 +1,4 @@
-"""What every part of a study has in common: frozen, no unknown fields, canonical JSON, a digest."""
+"""Base of all parts of a study: frozen models without unknown fields, canonical JSON, digests."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
-# C0 and C1 controls but for tab and line feed, and the marks that reorder text: in a terminal or a
-# page they show something else than what is there.
+# C0 and C1 controls but for tab and line feed, and the marks that reorder text: in a terminal or on
+# a page they can disguise the text.
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 

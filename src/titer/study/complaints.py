@@ -1,4 +1,4 @@
-"""Pydantic's errors about a study, said again with the field as it was written."""
+"""Turns pydantic's errors about a study into StudyErrors that name the field as it was written."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Valid = TypeVar("Valid", bound=BaseModel)
 
 
 def validated(cls: type[Valid], raw: Any, where: str) -> Valid:
-    """`cls(**raw)`, with pydantic's complaints told as one StudyError: what is wrong, in which
-    field, and what would be right.
+    """`cls(**raw)`, raising pydantic's complaints as one StudyError: what is wrong, in which field,
+    and what would be right.
     """
     try:
         return cls.model_validate(raw)
@@ -30,7 +30,7 @@ def validated(cls: type[Valid], raw: Any, where: str) -> Valid:
 SHORT_FORMS: dict[type[BaseModel], tuple[str, ...]] = {
     Candidate: ("defense", "steps", "data", "seed"),
 }
-"""Fields that can be written although the model does not have them: they stand for others."""
+"""Short forms: fields accepted in YAML that stand for fields of the model."""
 
 
 _LACKING = {
@@ -153,7 +153,7 @@ def _place(complaint: Any, raw: Any) -> tuple[int | str, ...]:
 
 
 def _is_kind(part: int | str) -> bool:
-    """Does pydantic add this for a kind of value?"""
+    """Whether pydantic added this element for a variant of a union."""
     return isinstance(part, str) and (
         part.startswith(("literal[", "tuple[", "function-", "constrained-"))
         or part == FlopsBudget.__name__

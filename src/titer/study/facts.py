@@ -1,4 +1,4 @@
-"""What a method declares about itself, for people and verdicts that do not import it."""
+"""What a method declares about itself, for reports and verdicts that do not import it."""
 
 from __future__ import annotations
 

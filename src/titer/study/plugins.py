@@ -1,4 +1,4 @@
-"""What does not come with titer: methods, measures and judges from packages, files and scripts."""
+"""Plug-ins: methods, measures and judges from packages, files and scripts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             continue
         module = sys.modules.get(name) or _imported(name, path)
         for key in [k for k, cls in _registered.items() if cls.__module__ == before]:
-            del _registered[key]  # what the file does not define any more is not known any more
+            del _registered[key]  # drop classes the file no longer defines
         _loaded[path.resolve()] = name
         for value in _defined(module, path):
             register(value)
@@ -129,7 +129,7 @@ def code_digest(cls: type) -> str:
     StudyError if there is no source to read."""
     if cls.__module__.partition(".")[0] == "titer":
         return ""
-    if cls.__module__.startswith(_PREFIX):  # its file may say something else by now
+    if cls.__module__.startswith(_PREFIX):  # its file may have changed since
         return cls.__module__.rpartition("_")[2]
     try:
         body = _source(cls)

@@ -20,17 +20,17 @@ PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+$")]
 """`pool/part`: a part of a pool; two parts of one pool never share an example."""
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Level = Annotated[float, Field(ge=1e-4, le=0.2)]
-"""An error level α. Above a fifth a claim would say next to nothing."""
+"""An error level α. Above 0.2 a claim would be meaningless."""
 Share = Annotated[float, Field(ge=1e-3, le=0.5)]
-"""δ: the share of an attacker's seeds that a defender is willing to lose; beyond a half, a claim
-would be about the attacker's bad luck.
+"""δ: the share of attack seeds that may breach; above 0.5 a claim would be about the attacker's bad
+luck.
 """
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
 def no_repeats(values: Sequence[Any], field: str, what: str) -> Sequence[Any]:
-    """The values, if each is there once. Raises Contradiction."""
+    """The values, if they are distinct. Raises Contradiction."""
     seen = [v for i, v in enumerate(values) if v in values[:i]]
     if seen:
         raise Contradiction(

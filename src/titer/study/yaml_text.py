@@ -1,4 +1,4 @@
-"""YAML as a study is written in: a key twice is an error, and 1e-5 is a number."""
+"""YAML loader for studies: duplicate keys are errors, and 1e-5 is a number."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ __all__ = [
 
 
 def check_declaration(cls: type[Method]) -> None:
-    """Name, kind, version, reference and a docstring of its own; what it needs is spelt right."""
+    """Checks name, kind, version, reference and docstring, and that `needs` is well formed."""
     must(
         bool((vars(cls).get("__doc__") or "").strip()),
         f"{cls.__name__} has no docstring of its own",
@@ -229,9 +229,8 @@ def check_breaks(
     attack: Attack, trial: Trial, *, steps: int = 64, above: float = 0.5, every: int = 8
 ) -> None:
     """Positive control: on the trial's undefended model harm rises above `above` within `steps`
-    steps.
-
-    An attack that cannot do this is no evidence that anything resists it. Exempt: role `reference`.
+    steps. A defense that withstands an attack that fails this has shown nothing. Exempt: role
+    `reference`.
     """
     if attack.facts(tuple(trial.texts)).role == "reference":
         return

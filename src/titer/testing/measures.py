@@ -79,7 +79,7 @@ def _said(
 
 
 def _is_json(told: list[dict[str, Any]]) -> bool:
-    """Whether storing and loading gives the same, without NaN, tuples or tensors."""
+    """Whether the value survives a JSON round trip (no NaN, tuples or tensors)."""
     try:
         return bool(json.loads(json.dumps(told, allow_nan=False)) == told)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The user's own text: the one place where it is read."""
+"""Reads the user's own text files."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _example(row: dict[str, Any], where: str, source: str) -> Example:
 
 
 def _encodable(texts: list[str]) -> bool:
-    """JSON can spell texts that UTF-8, and so hashes and files, cannot hold."""
+    """JSON can encode text (lone surrogates) that UTF-8, and so hashes and files, cannot hold."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

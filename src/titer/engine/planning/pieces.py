@@ -1,4 +1,5 @@
-"""What cells are made of: text, measures, methods, starting models. And the cells so far."""
+"""Builds cells from text, measures, methods and starting models, and keeps the cells planned so
+far."""
 
 from __future__ import annotations
 
@@ -89,8 +90,8 @@ class Pieces:
         models: Iterable[str] = (),
         **fields: Any,
     ) -> str:
-        """Plan a cell, or give one that is planned already a further role. Returns its digest.
-        models: names of further models beside those the method asks for."""
+        """Plan a cell, or add a role to one that is already planned. Returns its digest. models:
+        names of further models beside those the method asks for."""
         runtime = self.study.runtime
         wanted = (method.models(origin) if method else {}) | {
             name: origin.models[name] for name in models

@@ -1,4 +1,4 @@
-"""Finding before a run what would fail in the middle of it.
+"""Finds, before a run, what would fail in the middle of it.
 
 Every distinct starting model is loaded once, one at a time, and each method takes a step on it and
 each measure a reading. What a defense will make does not exist yet: it has the same parts as the
@@ -56,7 +56,7 @@ def preflight(
     sketch: Bench,
     say: Callable[[str], None] = lambda what: None,
 ) -> Preflight:
-    """Look at everything a study will do.
+    """Check everything a study will do.
 
     plan: the complete one (`estimate.complete_plan`). bench: brings cells on real models; sketch:
     on models without numbers. Raises AssetError if a starting model cannot be loaded.
@@ -116,7 +116,8 @@ class _Look:
         of_text = text_findings(known, cells, self.pools)
         self.findings += of_text
         if loaded is not None:
-            # What is wrong with the text of a measure shows in its reading too: once is enough.
+            # A problem with the text of a measure would be reported by its reading too; report it
+            # once.
             said = {f.about for f in of_text if f.severity == "error"}
             self.findings += [f for f in loaded.findings if f.about not in said]
             return
@@ -183,7 +184,7 @@ class _Look:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """As many as a worker has, so that times are those of a worker."""
+    """As many threads as a worker has, so that times are comparable."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

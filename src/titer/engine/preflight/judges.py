@@ -35,7 +35,9 @@ def judge_findings(cells: Iterable[Planned]) -> tuple[list[Finding], dict[str, f
 
 def _ask(judge: Judge, measure: str) -> tuple[float | None, Finding | None]:
     """Seconds the answer took, or what is wrong."""
-    if "retries" in type(judge).model_fields:  # here nobody wants to wait for a service to return
+    if (
+        "retries" in type(judge).model_fields
+    ):  # no retries here: a check should not wait for a service to recover
         judge = judge.model_copy(update={"retries": 0})
     subject = f"the judge {judge.name} of {measure}"
     begun = time.perf_counter()

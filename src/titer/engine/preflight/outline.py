@@ -25,9 +25,9 @@ from titer.measures.abilities import text_config
 from titer.study.reference import ModelRef
 
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
-"""What configurations call the number of tokens a model was made for."""
+"""Names configurations use for the context length."""
 LEARNED = ("PositionalEmbedding", "PositionEmbedding")
-"""Ends of the names of classes of learned positions."""
+"""Suffixes of class names of learned position embeddings."""
 LEARNED_NAMES = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
 
 
@@ -57,7 +57,7 @@ class Outline:
 
     @property
     def bundle(self) -> ModelBundle:
-        """Something to encode text with, and to ask about stop tokens; it has no modules."""
+        """A bundle that encodes text and knows stop tokens; its model has no modules."""
         model = SimpleNamespace(config=self.config, generation_config=self.generation)
         return ModelBundle(model=model, tokenizer=self.tokenizer, device=torch.device("cpu"))
 
@@ -68,15 +68,15 @@ class Outline:
 
     @property
     def context(self) -> int | None:
-        """How many tokens the model was made for; None if it does not say."""
+        """The model's context length; None if it is not stated."""
         config = text_config(self.bundle.model)
         sizes = [getattr(config, name, None) for name in CONTEXT]
         return min((s for s in sizes if isinstance(s, int) and s > 0), default=None)
 
 
 def positions(model: Any) -> int | None:
-    """How many tokens have a learned position; None if positions are not learned one by one. Some
-    tables begin with rows that no token uses (OPT: two)."""
+    """Number of learned positions; None if positions are not learned. Some tables begin with rows
+    that no token uses (OPT: two)."""
     found = []
     for name, module in model.named_modules():
         learned = type(module).__name__.endswith(LEARNED) or (

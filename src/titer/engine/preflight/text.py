@@ -1,4 +1,4 @@
-"""Whether the study's text can be put to a model: chat template, stop tokens, tokenizer, lengths.
+"""Checks that the study's text fits a model: chat template, stop tokens, tokenizer, lengths.
 
 Only the model's files are needed, not its weights.
 """
@@ -29,8 +29,7 @@ from titer.study.cell import Planned
 
 
 def text_findings(outline: Outline, cells: Sequence[Planned], pools: Pools) -> list[Finding]:
-    """Everything that can be found wrong between the text of these cells and the model they start
-    from."""
+    """All findings about the text of these cells with the model they start from."""
     if not outline.tokenizer.chat_template:
         expected = "an instruction-tuned model, with a chat_template.jinja beside it"
         return [

@@ -37,10 +37,12 @@ class Bench(Protocol):
     device: torch.device
 
     def open(self, ref: ModelRef) -> None:
-        """Work on this starting model from now on; forget the one before."""
+        """Switch to this starting model and release the previous one."""
 
     def work(self, planned: Planned) -> CellWork:
-        """The cell in hand, its model a fresh copy. Raises AssetError if the model is no good."""
+        """The cell in hand, its model a fresh copy. Raises AssetError if the model cannot be
+        used.
+        """
 
     def give_back(self) -> None:
         """The cell is done."""
@@ -48,7 +50,7 @@ class Bench(Protocol):
 
 @dataclass
 class Tried:
-    """What came out of the trials of one starting model."""
+    """Results of the trials of one starting model."""
 
     findings: list[Finding] = field(default_factory=list)
     methods: dict[str, Timed] = field(default_factory=dict)
@@ -126,7 +128,7 @@ def _one(
 
 
 def _read(ref: ModelRef, bound: BoundMeasure, work: CellWork, found: Tried) -> Finding | None:
-    """Read a few items of the model as it is. What is wrong with that, if anything."""
+    """Read a few items of the unchanged model; returns what is wrong, if anything."""
     name, few, meter = bound.measure.name, bound.examples[:FEW], Meter()
     try:
         with meter.charging("search"):

@@ -39,7 +39,7 @@ class Chain(Attack):
 
     Steps and cost add up. Each part starts from the model the one before it left, adapters merged.
     A part but the last needs `steps` unless it ends by itself, as weight edits do that are not
-    `endless`; a part that asks the model in other words (`soft_prompt`) can only be the last. The
+    `endless`; a part that changes the model's wording (`soft_prompt`) can only be the last. The
     role is `attack` if any part is one.
     """
 
@@ -126,7 +126,7 @@ class Chain(Attack):
         return _ChainRun(self, given)
 
     def _check(self, given: Given) -> None:
-        """Raises StudyError for what a later part would lack, and would not say until it begins."""
+        """Raises StudyError up front for text that a later part lacks."""
         for need in self.needed():
             slot, _, answer = need.partition(".")
             examples = given.text.examples(slot or tuple(given.text.slots))
@@ -143,7 +143,7 @@ class Chain(Attack):
 
 
 def _completed(part: Any, field: str) -> Any:
-    """A part with what the chain fills in; anything that is none, as it is."""
+    """A part with what the chain fills in; any other value is returned unchanged."""
     given = part.model_dump() if isinstance(part, Part) else part
     if not isinstance(given, Mapping) or not isinstance(given.get("attack"), str):
         return part
@@ -160,7 +160,7 @@ def _completed(part: Any, field: str) -> Any:
 
 
 def _ends(attack: Attack) -> bool:
-    """Whether nothing is left to do at some point: an edit's work is done, a training's never."""
+    """Whether the method finishes by itself: an edit does, training does not."""
     if isinstance(attack, Chain):
         return attack.parts[-1].steps is not None or _ends(attack.attacks()[-1])
     return not attack.trains and not attack.endless
@@ -199,7 +199,7 @@ class _ChainRun:
         self.run = self._start(bundle)
 
     def _left(self) -> ModelBundle:
-        """What the part at work leaves to the next one: adapters merged, nothing trained yet."""
+        """The model handed to the next part: adapters merged, no parameter trained yet."""
         left = self.run.model()
         model = left.model
         if hasattr(model, "merge_and_unload"):
@@ -211,7 +211,7 @@ class _ChainRun:
     def _start(self, bundle: ModelBundle) -> Run:
         part = self.parts[self.place]
         horizon = self.given.horizon - self.taken if part.steps is None else part.steps
-        # Parts draw their batches apart: two parts with one seed would see the same ones.
+        # Each part gets a seed of its own; otherwise two parts would draw the same batches.
         given = Given(
             model=bundle,
             text=self.given.text.under(bundle),

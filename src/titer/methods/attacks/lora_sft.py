@@ -53,7 +53,7 @@ class LoraSFT(Training, Attack):
             # Declared a whole number, but peft only divides it by the rank.
             lora_alpha=self.alpha,  # type: ignore[arg-type]
         )
-        with warnings.catch_warnings():  # peft warns of facts we chose: tied embeddings stay
+        with warnings.catch_warnings():  # peft warns about tied embeddings, which are intended here
             warnings.simplefilter("ignore")
             model = get_peft_model(given.model.model.requires_grad_(False), config)
         bundle = given.model.having(model=model)

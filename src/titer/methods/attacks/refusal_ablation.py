@@ -1,4 +1,4 @@
-"""Refusal ablation: find the direction along which the model decides to refuse, and take it out."""
+"""Refusal ablation: find the direction that mediates refusal, and project it out of the weights."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class RefusalAblation(Attack):
 
     def _prompts(self, given: Given, slot: str) -> Prompts:
         """`examples` + `validation` prompts in an order by seed. Raises StudyError if there are
-        fewer than two, so that there would be none to choose on."""
+        fewer than two, which would leave no prompt for validation."""
         found = given.text.prompts(slot)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(given.seed))
         if len(found) <= self.examples:

@@ -96,7 +96,7 @@ class Booster(Training, Defense):
 
 
 def _taken(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """The gradients, taken away from the parameters; 0 where there is none."""
+    """Move the gradients out of the parameters; 0 where a parameter has none."""
     found = []
     for parameter in parameters:
         gradient = parameter.grad
