@@ -162,10 +162,10 @@ def _source(cls: type) -> bytes:
     # `inspect` finds no file for such a class, but IPython keeps the text of every cell by the name
     # under which it was compiled.
     cells = {f.__code__.co_filename for f in vars(cls).values() if inspect.isfunction(f)}
-    lines = [line for name in sorted(cells) for line in linecache.getlines(name)]
-    if not lines:
+    text = "".join(line for name in sorted(cells) for line in linecache.getlines(name))
+    if f"class {cls.__name__}" not in text:  # other code may have been compiled under its name
         raise OSError("no source")
-    return "".join(lines).encode()
+    return text.encode()
 
 
 def _in_notebook(cls: type) -> bool:
