@@ -49,7 +49,7 @@ def readable(what: str, where: object, expected: str, remedy: str) -> Iterator[N
         ) from error
 
 
-def refuse(problem: str, where: object, expected: str, remedy: str) -> AssetError:
+def refuse(problem: str, where: object, expected: str, remedy: str | None = None) -> AssetError:
     return AssetError(problem, field="model", value=str(where), expected=expected, remedy=remedy)
 
 

@@ -18,7 +18,7 @@ from titer.assets.tokenizer import choose_pad
 def load_gguf(path: Path) -> tuple[Any, Any, dict[str, str]]:
     """A GGUF file, dequantised, as an ordinary model that can be trained and saved."""
     if not path.is_file():
-        raise refuse("the GGUF file does not exist", path, "a .gguf file", "check the path")
+        raise refuse("the GGUF file does not exist", path, "a .gguf file")
     kinds = _kinds(path)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -42,7 +42,6 @@ def _path_hash(path: Path, depth: int) -> str:
             field="model",
             value=str(path),
             expected="a directory in transformers' layout (config.json, *.safetensors, tokenizer)",
-            remedy="check the path",
         )
     files = manifest(path) if path.is_dir() else {path.name: file_digest(path)}
     total = hashlib.sha256()

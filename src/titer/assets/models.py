@@ -103,7 +103,6 @@ def _path(path: Path, ref: ModelRef) -> Loaded:
             else "this is not a model directory",
             path,
             "a directory in transformers' layout, or a .gguf file",
-            "check the path",
         )
     if (path / "adapter_config.json").is_file():
         return _adapter(path, ref)
@@ -209,7 +208,7 @@ def _adapter(path: Path, ref: ModelRef) -> Loaded:
         "the adapter's base model cannot be loaded",
         base.name,
         "a directory or hub id that can be reached",
-        "mend base_model_name_or_path in adapter_config.json",
+        "correct base_model_name_or_path in adapter_config.json",
     ):
         local = base.source == "path"
         model, tokenizer, facts = _path(Path(base.name), base) if local else _hub(base)

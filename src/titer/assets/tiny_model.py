@@ -127,7 +127,7 @@ def _manifest(folder: Path) -> dict[str, str]:
         ) from error
     if not isinstance(sums, dict) or not all(isinstance(v, str) for v in sums.values()):
         raise AssetError(
-            "the hashes of the tiny models are not what they should be",
+            "the file of hashes of the tiny models does not map files to hashes",
             field=SUMS,
             value=str(path),
             expected="JSON: file → sha256",

@@ -200,9 +200,8 @@ def _hash(purpose: str, symbols: Symbols) -> bytes:
 def _check(symbols: Sequence[int]) -> None:
     if len(symbols) != LENGTH or any(s not in range(SYMBOLS) for s in symbols):
         raise StudyError(
-            "this is no string of the tiny world",
+            "this is not a string of the tiny world",
             field="symbols",
             value=tuple(symbols),
             expected=f"{LENGTH} integers from 0 to {SYMBOLS - 1}",
-            remedy="use strings from the pools",
         )

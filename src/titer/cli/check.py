@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from titer.cli.console import err, out, print_json
+from titer.study.counting import counted
 
 if TYPE_CHECKING:
     from titer.data.pools import Pools
@@ -121,14 +122,16 @@ def _print(facts: dict[str, Any], seen: Preflight, wrong: bool) -> None:
         say("near-duplicates: " + ", ".join(f"{pair}: {n}" for pair, n in near.items()))
     search = f" ({facts['search_cells']} of them search)" if facts["search_cells"] else ""
     calls = facts["judge_calls_at_most"]
-    judged = f", at most {calls} judgements" if calls else ""
-    say(f"work: {facts['cells']} cells{search}, at most {facts['steps_at_most']} steps{judged}")
+    judged = f", at most {counted(calls, 'judgement')}" if calls else ""
+    work = counted(facts["steps_at_most"], "step")
+    say(f"work: {counted(facts['cells'], 'cell')}{search}, at most {work}{judged}")
     if facts["minutes"] is None:
         say("time and memory: not known, because the size of a model is not")
     else:
         say(
-            f"time: at most about {facts['minutes']} minutes with {facts['workers']} worker(s) on "
-            f"{facts['device']}, {facts['memory_gb']} GB (rough)"
+            f"time: at most about {facts['minutes']} minutes with "
+            f"{counted(facts['workers'], 'worker')} on {facts['device']}, "
+            f"{facts['memory_gb']} GB (rough)"
         )
     for model, tried in facts["tried"].items():
         say(f"tried on {model}: {', '.join(tried)}")

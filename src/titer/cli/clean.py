@@ -10,6 +10,7 @@ import typer
 
 from titer.cli.console import out
 from titer.records.store import RunStore
+from titer.study.counting import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -36,4 +37,4 @@ def clean_command(
         if models and store.models.exists():
             removed += sum(1 for _ in store.models.iterdir())
             shutil.rmtree(store.models)
-    out.print(f"removed {removed} leftover(s)", markup=False)
+    out.print(f"removed {counted(removed, 'leftover')}", markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from titer.cli.console import out, print_json
+from titer.study.counting import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +45,9 @@ def compare_command(
     for text in (*made.differences, *made.remarks):
         out.print(f"! {text}", markup=False)
     for c in made.sides:
-        limit = "no lower limit" if c.titer_lower is None else f"titer ≥ {c.titer_lower} steps"
+        limit = "no lower limit"
+        if c.titer_lower is not None:
+            limit = f"titer ≥ {counted(c.titer_lower, 'step')}"
         out.print(
             f"{c.name}: {c.overall}; {limit}, worst attack {c.worst_attack or 'none'}; stability "
             f"{c.stability}, generalization {c.generalization}, trainability {c.trainability}",

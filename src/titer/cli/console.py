@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column, Table
 
 from titer.study.base import escaped, visible
+from titer.study.counting import counted
 
 if TYPE_CHECKING:
-    from titer.verdicts.output.verdict import StudyVerdict
+    from titer.verdicts.output.verdict import Flag, StudyVerdict
 
 
 class _Plain(Console):
@@ -118,9 +120,8 @@ def verdict_blocks(verdict: StudyVerdict) -> str:
         for condition in CONDITIONS:
             lines.append(f"  {condition:14}  {getattr(c, condition).status}")
         r = c.resistance
-        lines.append(
-            f"  {'titer':14}  {'—' if r.titer_lower is None else f'≥ {r.titer_lower} steps'}"
-        )
+        limit = "—" if r.titer_lower is None else f"≥ {counted(r.titer_lower, 'step')}"
+        lines.append(f"  {'titer':14}  {limit}")
         if r.worst_attack:
             lines.append(f"  {'worst attack':14}  {r.worst_attack}")
     return "\n".join(lines)
@@ -151,6 +152,12 @@ def print_verdict(verdict: StudyVerdict, console: Console = out) -> None:
     flags = [*verdict.flags, *(f for c in (verdict.control, *verdict.candidates) for f in c.flags)]
     if flags:
         say(
-            f"{len(flags)} flag(s): {', '.join(sorted({f.code for f in flags}))}; docs/flags.md "
-            "and the report explain them"
+            f"{counted(len(flags), 'flag')}: {_codes(flags)}; docs/flags.md and the report explain "
+            "them"
         )
+
+
+def _codes(flags: Sequence[Flag]) -> str:
+    """`too_few_seeds (2), utility_collapse`: each code with how often it was raised."""
+    found = Counter(f.code for f in flags)
+    return ", ".join(f"{code} ({n})" if n > 1 else code for code, n in sorted(found.items()))

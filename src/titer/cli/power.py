@@ -9,6 +9,7 @@ from rich.table import Table
 
 from titer.cli.console import out, print_json
 from titer.errors import StudyError
+from titer.study.counting import counted
 
 if TYPE_CHECKING:
     from titer.verdicts.design.power import Power
@@ -92,7 +93,7 @@ def _print(made: Power) -> None:
     first = made.chances[0].truth
     table = Table(
         title=f"If f is {first.before:g} while unbroken and {first.after:g} from step {first.at} "
-        f"on in a run that breaks, under {first.attacks} attack(s) of the battery",
+        f"on in a run that breaks, under {counted(first.attacks, 'attack')} of the battery",
         title_justify="left",
     )
     for name in ("a seed breaks it", "holds", "fails", "inconclusive", "invalid"):
@@ -118,14 +119,14 @@ def _print(made: Power) -> None:
             else f"{b['needed']} needed for {made.target:g}"
         )
         out.print(
-            f"stability, {name}: {b['items']} items show an equally good candidate to be within "
-            f"{b['margin']:g} with probability {_likely(b['holds'])}; {needed}",
+            f"stability, {name}: items {b['items']}; they show an equally good candidate to be "
+            f"within {b['margin']:g} with probability {_likely(b['holds'])}; {needed}",
             markup=False,
         )
     if made.trainability:
         t = made.trainability
         out.print(
-            f"trainability: {t['seeds']} seeds show an equally good candidate to be within "
+            f"trainability: seeds {t['seeds']}; they show an equally good candidate to be within "
             f"{t['margin']:g} with probability {_likely(t['holds'])} (final score only); "
             f"{t['needed'] or 'more than 500'} needed for {made.target:g}",
             markup=False,

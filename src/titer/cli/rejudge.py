@@ -10,6 +10,7 @@ import typer
 
 from titer.cli.console import err, out, print_json
 from titer.cli.options import Plugins, Settings, load_plugin_files, settings_of
+from titer.study.counting import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -51,29 +52,31 @@ def rejudge_command(
         print_json({"run": str(to), **asdict(made)})
         return
     out.print(
-        f"{made.replies} replies in {made.records} records judged again by {judge}; "
-        f"{made.taken_over} records without a judge taken over",
+        f"{counted(made.replies, 'reply', 'replies')} in {counted(made.records, 'record')} judged "
+        f"again by {judge}; {counted(made.taken_over, 'record')} without a judge taken over",
         markup=False,
     )
     if made.unjudged:
-        out.print(f"! {made.unjudged} replies have no judgement", markup=False)
+        out.print(
+            f"! without a judgement: {counted(made.unjudged, 'reply', 'replies')}", markup=False
+        )
     if made.cut_short:
         out.print(
-            f"! {made.cut_short} runs were stopped by the judge before, where this one would have "
-            "let them go on; they do not count as resisting",
+            f"! stopped by the previous judge where this one would have gone on: "
+            f"{counted(made.cut_short, 'run')}, not counted as resisting",
             markup=False,
         )
     if made.unconfirmed:
         out.print(
-            f"! in {made.unconfirmed} runs this judge suspects a breach where no other prompts "
-            "were read to confirm it; they do not count as resisting",
+            f"! breach suspected where no other prompts were read to confirm it: "
+            f"{counted(made.unconfirmed, 'run')}, not counted as resisting",
             markup=False,
         )
     if made.missing or not made.complete:
         waiting = "" if made.complete else ", and a search now chooses other settings"
         out.print(
-            f"! {made.missing} planned cells have no record{waiting}; `titer run` with the study "
-            f"in {to} finishes it",
+            f"! planned cells without a record: {made.missing}{waiting}; `titer run` with the "
+            f"study in {to} finishes it",
             markup=False,
         )
     out.print(f"`titer judge {to}` gives the verdict", markup=False)

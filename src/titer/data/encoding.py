@@ -68,7 +68,7 @@ def _rendered(tokenizer: Any, chat: list[dict[str, str]], **options: Any) -> str
             field="chat template",
             value=str(error),
             expected=f"one that takes the turns {', '.join(m['role'] for m in chat)}",
-            remedy="use text without a system turn, or mend the template beside the model",
+            remedy="use text without a system turn, or correct the template beside the model",
         ) from error
 
 
@@ -179,7 +179,6 @@ class Stream:
                 field="data",
                 value=count,
                 expected="at least one example",
-                remedy="give the method data",
             )
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self._epochs: dict[int, np.ndarray] = {}

@@ -182,7 +182,6 @@ def _loaded(ref: ModelRef, identity: str, device: str) -> tuple[Any, Any]:
                 "the judge's directory has no config.json",
                 path,
                 "a directory that `save_pretrained` wrote",
-                "check the path",
             )
         check_directory(path)
         name, options = str(path), {**options, "local_files_only": True}

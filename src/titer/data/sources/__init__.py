@@ -54,7 +54,6 @@ def load_source(name: str, options: dict[str, Any]) -> SourceText:
             f"source {name!r} lacks an option",
             field=f"pools.options.{missing[0]}",
             value=None,
-            expected="a value",
-            remedy="give it",
+            expected="a value for this option",
         )
     return function(**options)

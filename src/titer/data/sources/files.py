@@ -109,7 +109,6 @@ def _refuse_empty(examples: Iterable[Example], path: str) -> None:
             field="options.path",
             value=path,
             expected=f"rows with {LAYOUTS}",
-            remedy="add some",
         )
 
 

@@ -65,11 +65,11 @@ def wrong(where: str, what: str, expected: str = EXAMPLE) -> StudyError:
         field="options.path",
         value=where,
         expected=expected,
-        remedy="mend it, or leave it out",
+        remedy="correct the row, or remove it",
     )
 
 
-def unreadable(file: Path, why: str, remedy: str = "check the path") -> StudyError:
+def unreadable(file: Path, why: str, remedy: str | None = None) -> StudyError:
     """The complaint about a whole file."""
     return StudyError(
         f"the text file cannot be read: {why}",
@@ -92,7 +92,7 @@ def _bytes(file: Path) -> bytes:
     for start, why in _OTHER.items():
         if body.startswith(start):
             what, _, remedy = why.partition("; ")
-            raise unreadable(file, what, remedy)
+            raise unreadable(file, what, remedy or None)
     return body
 
 

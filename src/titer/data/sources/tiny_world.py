@@ -7,6 +7,7 @@ from __future__ import annotations
 from titer.assets import world
 from titer.data.examples import Example, SourceText
 from titer.errors import StudyError, UnknownNameError
+from titer.study.counting import counted
 
 
 def tiny_world(
@@ -40,7 +41,7 @@ def tiny_world(
             "the tiny world cannot give this many questions",
             field="options.count",
             value=count,
-            expected=f"a whole number from 1 to {most} for {len(chosen)} domain(s)",
+            expected=f"a whole number from 1 to {most} for {counted(len(chosen), 'domain')}",
             remedy="lower count or use more domains",
         )
     examples = tuple(
