@@ -25,13 +25,13 @@ def test_a_disk_that_fills_up(refused, titer, study_file, tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr("titer.records.store.os.fsync", full)
+    monkeypatch.setattr("titer.records.files.os.fsync", full)
     message = refused("run", file, "--run", run, "--quiet", status=1)
     assert "disk is full" in message and str(run) in message
     before = record_files(run)
     assert before, "nothing was finished before the disk was full: the test shows nothing"
     assert not list(run.rglob(".*.tmp")), "half-written files stay on the full disk"
-    monkeypatch.setattr("titer.records.store.os.fsync", real)
+    monkeypatch.setattr("titer.records.files.os.fsync", real)
     assert titer("run", file, "--run", run, "--quiet").status == 0
     after = record_files(run)
     assert len(after) > len(before) and {k: after[k] for k in before} == before

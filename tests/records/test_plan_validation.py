@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from helpers.factory import BENCH_FACTS, BREAKS, RESISTS, STABILITY, Make, bench, realistic
+from titer.records.files import sealed
 from titer.records.plan_validation import disagreements
+from titer.records.required import lacking
 from titer.records.store import RunStore
 from titer.study.cell import Plan
 from titer.verdicts import judge
@@ -252,3 +254,90 @@ def test_what_was_swapped_is_not_judged_but_named(tmp_path, view):
     verdict = judge(store.view())
     assert verdict.status == "incomplete" and "corrupted_records" in {f.code for f in verdict.flags}
     assert all(c.overall != "holds" for c in verdict.candidates)
+
+
+# -- plans that were thinned or edited -------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path, view):
+    """A run on disk, and a function that edits its plan as somebody with an editor would."""
+    store = RunStore(tmp_path)
+    with store.locked():
+        store.begin(view.study)
+        store.write_plan(view.plan)
+        for record in view.records.values():
+            store.write_record(record)
+
+    def edit(change, *, seal):
+        plan = json.loads((tmp_path / "plan.json").read_text("utf-8"))
+        change(plan)
+        if seal:
+            plan.pop("seal")
+            text = sealed(json.dumps(plan))
+        else:
+            text = json.dumps(plan, separators=(",", ":"))
+        (tmp_path / "plan.json").write_text(text, "utf-8")
+        return store.view()
+
+    return edit
+
+
+def thinned(purpose, keep=0):
+    def change(plan):
+        cells = [c for c in plan["cells"] if c["roles"][0]["purpose"] == purpose]
+        plan["cells"] = [c for c in plan["cells"] if c not in cells[keep:]]
+
+    return change
+
+
+def emptied(plan):
+    plan["cells"] = []
+
+
+def unsearched(plan):
+    plan["complete"] = False
+
+
+def mixing(plan):
+    for cell in plan["cells"]:
+        if cell.get("facts"):
+            cell["facts"] |= {"mixes": True, "repairs": True, "adaptive": True}
+
+
+def test_a_plan_that_titer_made_lacks_nothing(stored):
+    assert lacking(realistic().study, realistic().view().plan) == []
+    assert stored(lambda plan: None, seal=True).plan_problems == ()
+
+
+@pytest.mark.parametrize("seal", [True, False], ids=["sealed again", "not sealed"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        emptied,
+        unsearched,
+        thinned("attack"),
+        thinned("attack", keep=3),
+        thinned("stability"),
+        thinned("generalization", keep=1),
+        thinned("trainability"),
+    ],
+    ids=lambda c: getattr(c, "__name__", "?"),
+)
+def test_a_thinned_plan_is_named_and_nothing_holds(stored, change, seal):
+    view = stored(change, seal=seal)
+    assert any("lacks" in p for p in view.plan_problems)
+    verdict = judge(view)
+    assert "changed_plan" in {f.code for f in verdict.flags}
+    assert all(c.overall != "holds" for c in verdict.candidates)
+
+
+def test_any_other_edit_breaks_the_seal(stored):
+    edited = stored(mixing, seal=False)
+    assert edited.plan_problems == ("plan.json was changed after it was written",)
+
+
+def test_what_a_method_declares_is_read_from_its_record(stored):
+    """Facts in the plan are for cells that have no record yet."""
+    before = judge(stored(lambda plan: None, seal=True))
+    assert judge(stored(mixing, seal=True)).candidates == before.candidates

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from helpers.stored import cell, plan_of, record
 from titer.errors import BusyRunError, RecordError, StorageError, UsageError
 from titer.records import store as module
+from titer.records.files import write_atomically
 from titer.records.record import CellRecord
-from titer.records.store import RunStore, write_atomically
+from titer.records.store import RunStore
 
 THREE = (0, 1, 2)
 
@@ -209,7 +210,7 @@ def test_the_same_study_may_be_run_otherwise(store, small_study):
 def test_a_damaged_study_is_written_anew(store, small_study):
     """As its message says: the same command mends it."""
     (store.root / "study.json").write_text('{"format": 2, "na')
-    with pytest.raises(RecordError, match=r"study\.json is damaged"):
+    with pytest.raises(RecordError, match=r"study\.json cannot be believed"):
         store.study()
     store.begin(small_study())
     assert store.study() == small_study()
@@ -234,7 +235,7 @@ def test_what_is_no_run_directory_is_refused(tmp_path, name):
 
 def test_a_damaged_plan_is_told_readably(store):
     (store.root / "plan.json").write_text("{")
-    with pytest.raises(RecordError, match=r"plan\.json is damaged"):
+    with pytest.raises(RecordError, match=r"plan\.json cannot be believed"):
         store.view()
 
 

@@ -14,11 +14,8 @@ RUN/verdict.json report.html report.md
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,49 +23,17 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from titer.errors import BusyRunError, RecordError, StorageError, UsageError
+from titer.errors import BusyRunError, RecordError, UsageError
+from titer.records.files import checksum, sealed, storage_error, write_atomically
 from titer.records.plan_validation import disagreements
 from titer.records.record import RECORD_FORMAT, CellRecord
 from titer.records.record_validation import contradiction
+from titer.records.required import lacking
 from titer.records.view import RunView
 from titer.study.cell import Plan
 from titer.study.spec import STUDY_FORMAT, Study
 
 Stored = TypeVar("Stored", bound=BaseModel)
-
-
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """The error a user should see for a full disk or a directory that cannot be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return StorageError(
-        "the disk is full"
-        if full
-        else f"the run directory cannot be written ({error.strerror or error})",
-        field="run directory",
-        value=str(path),
-        expected="a directory that can be written, with space left",
-        remedy="free space and give the same command again: finished cells are kept"
-        if full
-        else "choose another --run directory or change its permissions",
-    )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write and fsync beside the target, then rename over it. Raises StorageError; the old file
-    survives a failure.
-    """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise storage_error(error, path) from error
 
 
 def _format_in(path: Path) -> Any:
@@ -78,10 +43,6 @@ def _format_in(path: Path) -> Any:
     except (OSError, ValueError):
         return None
     return content.get("format") if isinstance(content, dict) else None
-
-
-def _checksum(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
 class RunStore:
@@ -167,11 +128,15 @@ class RunStore:
         return self._load(self.root / "study.json", Study)
 
     def plan(self) -> Plan:
+        """The plan as it is written; `view` says whether it was changed since."""
         return self._load(self.root / "plan.json", Plan)
 
     def _load(self, path: Path, cls: type[Stored]) -> Stored:
         try:
-            return cls.model_validate_json(path.read_text("utf-8"))
+            content = json.loads(path.read_text("utf-8"))
+            if cls is Plan and isinstance(content, dict):
+                content.pop("seal", None)
+            return cls.model_validate_json(json.dumps(content))
         except FileNotFoundError as error:
             raise UsageError(
                 "this is not a run directory",
@@ -191,7 +156,7 @@ class RunStore:
                     remedy="use the titer that made it, or run the study again elsewhere",
                 ) from error
             raise RecordError(
-                f"{path.name} is damaged or was not written by titer",
+                f"{path.name} cannot be believed",
                 field="run directory",
                 value=str(path),
                 expected=f"the {path.name} that `titer run` wrote",
@@ -199,7 +164,7 @@ class RunStore:
             ) from error
 
     def write_plan(self, plan: Plan) -> None:
-        write_atomically(self.root / "plan.json", plan.model_dump_json())
+        write_atomically(self.root / "plan.json", sealed(plan.model_dump_json()))
 
     # -- records ----------------------------------------------------------------------------------
 
@@ -207,7 +172,7 @@ class RunStore:
         body = record.model_dump_json()
         write_atomically(
             self.cells / f"{record.digest}.json",
-            f'{{"checksum":"{_checksum(body)}","record":{body}}}',
+            f'{{"checksum":"{checksum(body)}","record":{body}}}',
         )
 
     def take_over(self, other: RunStore, digest: str) -> None:
@@ -233,7 +198,7 @@ class RunStore:
         if text is None:
             return None
         opening, _, body = text.removesuffix("}").partition(',"record":')
-        if text[-1:] != "}" or opening != f'{{"checksum":"{_checksum(body)}"':
+        if text[-1:] != "}" or opening != f'{{"checksum":"{checksum(body)}"':
             raise self._unbelievable(path, "is damaged: its checksum does not match")
         try:
             content = json.loads(body)
@@ -278,7 +243,25 @@ class RunStore:
             for digest, why in disagreements(study, plan, records).items():
                 problems.append(f"the record {digest}.json {why}; plan.json was changed")
                 del records[digest]
-        return RunView(study=study, plan=plan, records=records, problems=tuple(problems))
+        return RunView(
+            study=study,
+            plan=plan,
+            records=records,
+            problems=tuple(problems),
+            plan_problems=tuple(self._plan_problems(study, plan)),
+        )
+
+    def _plan_problems(self, study: Study, plan: Plan) -> Iterator[str]:
+        """How the plan was changed since it was written, as far as can be told."""
+        text = (self.root / "plan.json").read_text("utf-8")
+        body, found, seal = text.rpartition(',"seal":"')
+        if not found or seal != f'{checksum(body + "}")}"}}':
+            yield "plan.json was changed after it was written"
+        if plan.study == study.digest and (absent := lacking(study, plan)):
+            yield (
+                f"plan.json lacks {len(absent)} of the roles the study asks for, among them "
+                f"{absent[0]}"
+            )
 
     # -- leftovers --------------------------------------------------------------------------------
 

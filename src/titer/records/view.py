@@ -34,13 +34,14 @@ class Entry:
 @dataclass(frozen=True)
 class RunView:
     """study, plan, records by cell digest. problems: corrupted records that were set aside, as
-    sentences.
+    sentences. plan_problems: why the plan cannot be the one that was written for the study.
     """
 
     study: Study
     plan: Plan
     records: dict[str, CellRecord]
     problems: tuple[str, ...] = ()
+    plan_problems: tuple[str, ...] = ()
 
     def entry(self, planned: Planned, role: Role) -> Entry:
         return Entry(planned.digest, role, self.records.get(planned.digest), planned.facts)

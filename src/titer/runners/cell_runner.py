@@ -252,7 +252,7 @@ def _as_planned(found: Any, spec: CellMethod | CellMeasure) -> Any:
             field="plugins",
             value=spec.name,
             expected=f"version {spec.version} {spec.code}".rstrip(),
-            remedy="give the same command again: cells that the change affects are planned again",
+            remedy="give the same command again: what the change concerns is planned anew",
         )
     return found
 

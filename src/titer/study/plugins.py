@@ -241,4 +241,5 @@ def _entry(group: str, entry: EntryPoint) -> object:
             field=group,
             value=entry.value,
             expected="a package that imports without error",
+            remedy="repair or uninstall it",
         ) from error

@@ -105,6 +105,8 @@ def _candidate(evidence: Evidence, name: str, start: tuple[str, str]) -> Candida
         for f in flags
         if f.severity == "blocks" and not (resists.by_collapse and f.code in COLLAPSE)
     ]
+    # Records that were set aside, or are not planned any more, might have decided otherwise.
+    reasons += (*evidence.view.problems, *evidence.view.plan_problems)
     if not evidence.view.plan.complete:
         reasons.append("cells still wait for a search, so not all that was planned has been seen")
     if resists.status == "holds" and reasons:

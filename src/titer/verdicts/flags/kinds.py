@@ -48,6 +48,9 @@ KINDS: dict[str, Kind] = {
     "corrupted_records": Kind(
         "blocks", "give the same `titer run` command again: those cells are repeated"
     ),
+    "changed_plan": Kind(
+        "blocks", "give the same `titer run` command again: the plan is derived again"
+    ),
     # the model as it was loaded
     "identical_weights": Kind(
         "blocks",

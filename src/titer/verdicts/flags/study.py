@@ -100,6 +100,8 @@ def _corrupted(evidence: Evidence, start: Start) -> Iterator[Flag]:
             "",
             f"{len(problems)} records were set aside: {'; '.join(problems[:3])}",
         )
+    for problem in evidence.view.plan_problems:
+        yield flag("changed_plan", "", problem)
 
 
 def _control_not_broken(control: Resistance) -> Iterator[Flag]:

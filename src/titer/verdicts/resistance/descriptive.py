@@ -1,11 +1,11 @@
 """Fitted curves of τ, for description only: no verdict rests on them, and they are made only where
 the data carry them.
 
-lifelines (the extra `curves`) fits them; without it, each says what is missing. It closes its intervals on both sides, so τ ∈ (l, u] is given to its
-nonparametric estimate as [l + ½, u] (steps are whole): as [l, u], neighbouring intervals would
-share a point and all mass would land there; as [l + 1, u], an interval of one step would have no
-width, and its mass would be reported one step late. Its default tolerance is good to two digits
-only, so a finer one is asked for.
+lifelines (the extra `curves`) fits them; without it, each says what is missing. It closes its
+intervals on both sides, so τ ∈ (l, u] is given to its nonparametric estimate as [l + ½, u] (steps
+are whole): as [l, u], neighbouring intervals would share a point and all mass would land there; as
+[l + 1, u], an interval of one step would have no width, and its mass would be reported one step
+late. Its default tolerance is good to two digits only, so a finer one is asked for.
 """
 
 from __future__ import annotations
