@@ -85,7 +85,7 @@ def test_vocabulary_is_fixed_and_holds_what_attacks_need():
 
 @pytest.mark.parametrize("symbols", [(), (1, 2, 3), (0, 0, 0, 16), (0, 0, 0, -1), (0.5, 1, 2, 3)])
 def test_wrong_strings_are_refused(symbols):
-    with pytest.raises(StudyError, match="no string of the tiny world"):
+    with pytest.raises(StudyError, match="not a string of the tiny world"):
         world.answer("vexar", symbols)
 
 

@@ -210,7 +210,7 @@ def test_the_same_study_may_be_run_otherwise(store, small_study):
 def test_a_damaged_study_is_written_anew(store, small_study):
     """As its message says: the same command mends it."""
     (store.root / "study.json").write_text('{"format": 2, "na')
-    with pytest.raises(RecordError, match=r"study\.json cannot be believed"):
+    with pytest.raises(RecordError, match=r"study\.json is damaged"):
         store.study()
     store.begin(small_study())
     assert store.study() == small_study()
@@ -235,7 +235,7 @@ def test_what_is_no_run_directory_is_refused(tmp_path, name):
 
 def test_a_damaged_plan_is_told_readably(store):
     (store.root / "plan.json").write_text("{")
-    with pytest.raises(RecordError, match=r"plan\.json cannot be believed"):
+    with pytest.raises(RecordError, match=r"plan\.json is damaged"):
         store.view()
 
 

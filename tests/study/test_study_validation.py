@@ -331,7 +331,7 @@ STAGE = {"method": "sft_refusal", "steps": 3}
         ({"data": {}, "model": "tiny:base"}, "data", "data but no defense"),
         ({"stages": [STAGE], "seed": 1, "seeds": [1]}, "seed", "both seed and seeds"),
         ({"stages": [STAGE], "seeds": [1, 1]}, "seeds", "distinct"),
-        ({"stages": [STAGE], "seeds": []}, "seeds", "not what it should be"),
+        ({"stages": [STAGE], "seeds": []}, "seeds", "a value is invalid"),
         ({"model": "tiny:base", "seeds": [1, 2]}, "seeds", "not trained"),
         ({"service": {"method": "lisa"}, "seeds": [1, 2]}, "seeds", "not trained"),
         ({"stages": [STAGE | {"seed": 1}]}, "stages.0.seed", "unknown field"),

@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         status = result if isinstance(result, int) else 0
         if status == 130:  # newer typers turn an interruption into this status and say nothing
             raise KeyboardInterrupt
-    except SystemExit:  # typer found the reader of our output gone (broken pipe)
-        status = 0
+    except SystemExit as stop:  # typer found that whoever reads our output has gone
+        status = stop.code if isinstance(stop.code, int) else 1
     except TiterError as error:
         say_error(str(error))
         status = error.exit_status

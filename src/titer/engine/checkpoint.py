@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from titer.errors import StorageError
-from titer.records.store import storage_error
+from titer.records.files import storage_error
 from titer.version import __version__
 
 EVERY_S = 600.0

@@ -156,7 +156,7 @@ class RunStore:
                     remedy="use the titer that made it, or run the study again elsewhere",
                 ) from error
             raise RecordError(
-                f"{path.name} cannot be believed",
+                f"{path.name} is damaged or was not written by titer",
                 field="run directory",
                 value=str(path),
                 expected=f"the {path.name} that `titer run` wrote",

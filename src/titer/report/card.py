@@ -34,7 +34,6 @@ def model_card_section(
             field="candidate",
             value=candidate,
             expected=", ".join(x.name for x in verdict.candidates) or "a study with candidates",
-            remedy="name one of them",
         )
     flags = [
         f"- {x.severity} ({md(x.where or 'whole study')}): {md(x.explanation)}"

@@ -119,7 +119,7 @@ class Broker:
                 field="parent",
                 value=parent,
                 expected="the files an earlier cell of this run wrote",
-                remedy="give the `titer run` command again; they are made anew",
+                remedy="give the `titer run` command again; it makes them again",
             )
         return load_model(ModelRef(source="path", name=str(made)))
 
@@ -152,7 +152,7 @@ def _check_identity(ref: ModelRef, identity: str | None) -> None:
             field="model",
             value=f"{ref} ({found})",
             expected=identity,
-            remedy="give the same command again: what the change concerns is planned anew",
+            remedy="give the same command again: cells that the change affects are planned again",
         )
 
 

@@ -34,8 +34,9 @@ from titer.judges.cache import JudgementCache
 from titer.measures.registry import resolve_measure
 from titer.methods.method import Models
 from titer.methods.registry import resolve
+from titer.records.files import storage_error
 from titer.records.record import Artifact, CellRecord, StartFacts
-from titer.records.store import RunStore, storage_error
+from titer.records.store import RunStore
 from titer.runners.broker import Broker
 from titer.study.cell import CONTROL_MODEL, Cell, CellMeasure, CellMethod, PartUse, Planned, Start
 from titer.study.plugins import code_digest
@@ -252,7 +253,7 @@ def _as_planned(found: Any, spec: CellMethod | CellMeasure) -> Any:
             field="plugins",
             value=spec.name,
             expected=f"version {spec.version} {spec.code}".rstrip(),
-            remedy="give the same command again: what the change concerns is planned anew",
+            remedy="give the same command again: cells that the change affects are planned again",
         )
     return found
 

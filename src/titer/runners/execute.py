@@ -17,8 +17,9 @@ from titer.data.pools import Pools
 from titer.engine.checkpoint import EVERY_S
 from titer.engine.planning import plan
 from titer.errors import RecordError, RunError, StorageError, TiterError, UsageError
+from titer.records.files import storage_error
 from titer.records.record import CellRecord
-from titer.records.store import RunStore, storage_error
+from titer.records.store import RunStore
 from titer.runners.broker import is_whole
 from titer.runners.executors import Executor, Setup, executor
 from titer.runners.placement import place

@@ -91,7 +91,7 @@ def _said(error: ValidationError, cls: type[BaseModel], raw: Any, where: str) ->
             remedy=_PAGE,
         )
     return StudyError(
-        f"{where}: a value is not what it should be{more}",
+        f"{where}: a value is invalid{more}",
         field=field,
         value=short(first["input"]),
         expected=" or ".join(_expected(e, cls) for e in _alternatives(first, errors, raw)),

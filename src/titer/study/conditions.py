@@ -89,7 +89,6 @@ class Generalization(Strict):
                 field="groups",
                 value=list(self.groups),
                 expected="at least two groups of harm domains",
-                remedy="split the domains",
             )
         no_repeats([d for ds in self.groups.values() for d in ds], "groups", "domains over groups")
         no_repeats(self.seeds, "seeds", "seeds")

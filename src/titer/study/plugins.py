@@ -241,5 +241,4 @@ def _entry(group: str, entry: EntryPoint) -> object:
             field=group,
             value=entry.value,
             expected="a package that imports without error",
-            remedy="repair or uninstall it",
         ) from error
