@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from titer.study.base import canonical
+from titer.study.counting import counted
 from titer.study.spec import AttackUse
 from titer.verdicts.evidence.index import Evidence
 from titer.verdicts.phrases import flops, listed, steps
@@ -90,7 +91,7 @@ def wide(use: AttackUse) -> bool:
 def searched(evidence: Evidence, candidate: str) -> str:
     """What was searched on this candidate, as a clause; empty if nothing was."""
     found = dict.fromkeys(
-        f"{name} over {len(values)} values"
+        f"{name} over {counted(len(values), 'value')}"
         for a in evidence.battery
         if evidence.searched(candidate, a.label)
         for name, values in a.search.items()
