@@ -227,6 +227,8 @@ def test_attacked_weights_are_kept_only_if_asked(titer, tmp_path):
         1,
         "--data",
         _harm_file(tmp_path),
+        "--harm-measure",
+        "exact_answer",
         "--json",
     )
     assert again.status == 0, again.err

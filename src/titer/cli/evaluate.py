@@ -20,6 +20,7 @@ from titer.cli.options import (
     MaxLength,
     Precision,
     harm_measure_of,
+    in_options,
     runtime_of,
     sayer,
     text_of,
@@ -32,6 +33,12 @@ from titer.errors import OverlapError, StudyError, UsageError
 if TYPE_CHECKING:
     from titer.data.pools import Pools
     from titer.study.spec import Study
+
+
+OPTIONS = {"attack": "--attack-data", "judge": "--eval-prompts", "benign": "--benign-data"}
+"""Which option gives which pool."""
+MEASURES = ("compliance_likelihood", "compliance_generated", "exact_answer")
+"""Measures of harm that this command knows how to set up."""
 
 
 def register(app: typer.Typer) -> None:
@@ -152,6 +159,7 @@ def evaluate_command(
 
     check_exists(model, "model")
     say, harm_measure = sayer(quiet or as_json), harm_measure_of(model, harm_measure)
+    _refuse_measure(harm_measure)
     answer = ("response",) if harm_measure == "exact_answer" else ()
     make: Callable[..., Study] = partial(
         releaser_study,
@@ -202,9 +210,21 @@ def evaluate_command(
         )
         raise
     except OverlapError as error:
-        raise _in_options(error) from error
+        raise in_options(error, OPTIONS) from error
     if not as_json:
         _print_found(directory, bool(samples))
+
+
+def _refuse_measure(name: str) -> None:
+    """Raises UsageError for a measure of harm that needs more than its name."""
+    if name not in MEASURES:
+        raise UsageError(
+            "this command does not read harm so",
+            field="--harm-measure",
+            value=name,
+            expected=f"one of {', '.join(MEASURES)}",
+            remedy="for another measure, --write the study, name it there, and `titer run` it",
+        )
 
 
 def _write(study: Study, file: Path, best: str, say: Callable[[str], None], as_json: bool) -> None:
@@ -250,7 +270,7 @@ def _fitting(make: Callable[..., Study], study: Study, say: Callable[[str], None
     try:
         pools = _pools(study)
     except OverlapError as error:
-        raise _in_options(error) from error
+        raise in_options(error, OPTIONS) from error
     gone = misfits(study, pools, lambda what: say(f"trying {what}"), sayer(False))
     return make(left_out=gone) if gone else study
 
@@ -259,18 +279,6 @@ def _pools(study: Study) -> Pools:
     from titer.data.pools import Pools
 
     return Pools(study)
-
-
-def _in_options(error: OverlapError) -> OverlapError:
-    """In the words of this command, which knows files and no pools."""
-    options = "attack: --attack-data, judge: --eval-prompts, benign: --benign-data"
-    return OverlapError(
-        f"{error.problem} ({options})",
-        field=error.field,
-        value=error.value,
-        expected=error.expected,
-        remedy="remove the shared prompts from one of the two files",
-    )
 
 
 def _print_found(directory: Path, samples: bool) -> None:

@@ -4,7 +4,7 @@ of text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,8 @@ import typer
 import yaml
 
 from titer.cli.console import err
-from titer.errors import UsageError
+from titer.errors import OverlapError, UsageError
+from titer.study.yaml_text import numbers
 
 if TYPE_CHECKING:
     from titer.study.releaser import OwnText
@@ -92,9 +93,8 @@ def pairs(given: Sequence[str] | None, option: str, example: str) -> list[tuple[
 def value_of(text: str) -> Any:
     """A number or YAML where the text reads as such, else the text."""
     try:
-        # YAML 1.1 reads 1e-4 as text.
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):  # text, which whoever gets it may refuse
+        return numbers(yaml.safe_load(text))  # YAML 1.1 reads 1e-4 as text
+    except yaml.YAMLError:  # text, which whoever gets it may refuse
         return text
 
 
@@ -108,7 +108,7 @@ def load_plugin_files(paths: Sequence[Path] | None) -> tuple[str, ...]:
 
 
 def text_of(
-    path: Path | None, field: str, say: Callable[[str], None], needs: Sequence[str] = ()
+    path: Path | None, field: str, say: Callable[[str], None], needs: Collection[str] = ()
 ) -> OwnText | None:
     """A file of the user's own text, if one is given; says what of it is read. Raises StudyError
     naming the row that lacks something.
@@ -121,3 +121,15 @@ def text_of(
     ignored = f"; ignored: {', '.join(found.ignored)}" if found.ignored else ""
     say(f"{path}: {found.prompts} prompts ({found.format}){ignored}")
     return found
+
+
+def in_options(error: OverlapError, options: Mapping[str, str]) -> OverlapError:
+    """The error in the words of a command, which knows files. options: pool → its option."""
+    named = ", ".join(f"{pool}: {option}" for pool, option in options.items())
+    return OverlapError(
+        f"{error.problem} ({named})",
+        field=error.field,
+        value=error.value,
+        expected=error.expected,
+        remedy="remove the shared prompts from one of the two files",
+    )

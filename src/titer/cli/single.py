@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,20 +20,18 @@ from titer.cli.options import (
     Precision,
     Settings,
     harm_measure_of,
-    load_plugin_files,
-    pairs,
+    in_options,
     runtime_of,
     sayer,
     settings_of,
-    text_of,
 )
-from titer.errors import RunError, TiterError, UsageError
+from titer.cli.single_study import OPTIONS, single_study
+from titer.errors import OverlapError, RunError, TiterError, UsageError
 
 if TYPE_CHECKING:
     from titer.engine.run_cell import CellResult
     from titer.study.spec import Study
 
-TRAIN = {"train": 0.999}
 Model = Annotated[str, typer.Argument(help="A model directory, hub:ID, tiny:NAME or package:NAME.")]
 Data = Annotated[
     Path | None,
@@ -77,7 +75,7 @@ def attack_command(
     """
     if keep_weights:
         _must_be_new(keep_weights, "--keep-weights")
-    study = _study(
+    study = single_study(
         model,
         attack={"attack": method, "settings": settings_of(settings)},
         data=data,
@@ -126,7 +124,7 @@ def defend_command(
 ) -> None:
     """Apply one defense to one model and save the result in transformers' layout."""
     _must_be_new(to, "--out")
-    study = _study(
+    study = single_study(
         model,
         defense={"name": method, "settings": settings_of(settings)},
         data=data,
@@ -170,111 +168,6 @@ def _must_be_new(path: Path, option: str) -> None:
         )
 
 
-def _study(
-    model: str,
-    *,
-    attack: dict[str, Any] | None = None,
-    defense: dict[str, Any] | None = None,
-    data: Path | None,
-    harmless: Path | None,
-    eval_prompts: Path | None = None,
-    measure: str = "exact_answer",
-    steps: int,
-    seed: int,
-    further_models: list[str] | None,
-    plugins: list[Path] | None,
-    runtime: dict[str, Any],
-    say: Callable[[str], None],
-) -> Study:
-    """The smallest study around one method."""
-    from titer.study.load import load_study, resolved_model
-    from titer.study.releaser import check_exists, own_pool
-
-    check_exists(model, "model")
-    further = dict(pairs(further_models, "--further-model", "for example base=./m_base"))
-    for name in further.values():
-        check_exists(name, "--further-model")
-    plugin_files = load_plugin_files(plugins)
-    tiny = model.startswith("tiny:")
-    if not tiny and data is None:
-        raise UsageError(
-            "this model needs data",
-            field="--data",
-            value=None,
-            expected="a JSONL, JSON, CSV or Parquet file",
-            remedy="give rows with prompt and response, and refusal where a defense trains on it",
-        )
-    texts = {
-        "--data": text_of(data, "--data", say),
-        "--eval-prompts": text_of(eval_prompts, "--eval-prompts", say),
-        "--harmless": text_of(harmless, "--harmless", say),
-    }
-    pools: dict[str, Any] = {}
-    harmful, held_out, benign = texts.values()
-    if harmful is None:
-        pools["harm"] = {
-            "source": "tiny_world",
-            "options": {"group": "harm", "count": 1200},
-            "parts": {"train": 600, "judge": 300, "confirm": 300},
-        }
-    else:
-        shares = {"train": 0.6, "judge": 0.2, "confirm": 0.199}
-        pools["harm"] = own_pool(harmful, "--data", shares if held_out is None else TRAIN)
-    judge = "harm"
-    if held_out is not None:
-        judge = "eval"
-        pools["eval"] = own_pool(held_out, "--eval-prompts", {"judge": 0.5, "confirm": 0.499})
-    use: dict[str, Any] = {"harmful": "harm/train"}
-    if benign is not None:
-        pools["harmless"] = own_pool(benign, "--harmless", TRAIN)
-    elif tiny and (defense or _needs_harmless(attack)):
-        pools["harmless"] = {
-            "source": "tiny_world",
-            "options": {"group": "harmless", "count": 600},
-            "parts": {"train": 600},
-        }
-    if "harmless" in pools:
-        use["harmless"] = "harmless/train"
-    candidates: list[Any] = ["none"]
-    if defense:
-        candidates.append({"name": "defended", "defense": defense, "steps": steps, "seed": seed})
-    settings = {"reads": "harm"} if measure == "exact_answer" else {}
-    return load_study(
-        {
-            "name": "single",
-            "threat_model": "open_weights",
-            "model": resolved_model(model),
-            "models": {name: resolved_model(ref) for name, ref in further.items()},
-            "plugins": plugin_files,
-            "pools": pools,
-            "defense_data": use,
-            "candidates": candidates,
-            "resistance": {
-                "attacks": [attack or "no_attack"],
-                "data": {} if defense else use,
-                "budget": 1 if defense else steps,
-                "seeds": [seed],
-                "confirm": f"{judge}/confirm",
-                "sensitivity": [1.0],
-                "phi": 1.0,
-                "harm": {"measure": measure, "part": f"{judge}/judge", "settings": settings},
-            },
-            "runtime": runtime,
-        }
-    )
-
-
-def _needs_harmless(attack: dict[str, Any] | None) -> bool:
-    """Whether an attack cannot do without harmless text; others get none unless it is given, for
-    harmless pairs change what a fine-tuning attack is."""
-    from titer.methods.registry import resolve
-
-    if attack is None:
-        return False
-    needed = resolve("attack", attack["attack"], attack["settings"], field="--method").needed()
-    return any(need.partition(".")[0] == "harmless" for need in needed)
-
-
 def _run(study: Study, purpose: str, quiet: bool, to: Path | None) -> CellResult:
     """Run the study's one cell of this purpose; save the model it ends with if asked to. What
     libraries raise becomes a RunError."""
@@ -284,7 +177,10 @@ def _run(study: Study, purpose: str, quiet: bool, to: Path | None) -> CellResult
     from titer.runners.cell_runner import CellRunner, save_safely, whole
     from titer.runners.placement import place
 
-    pools = Pools(study)
+    try:
+        pools = Pools(study)
+    except OverlapError as error:
+        raise in_options(error, OPTIONS) from error
     cells = plan(study, pools, lambda digest: None).cells
     planned = next(p for p in cells if p.roles[0].purpose == purpose)
     # Nothing is kept beside the run: the weights go straight to where they are wanted.

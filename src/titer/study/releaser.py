@@ -249,13 +249,20 @@ def check_exists(model: str, field: str) -> None:
     StudyError.
     """
     reference = ModelRef.model_validate(model)
+    kinds = "a directory in transformers' layout, a .gguf file, hub:ORG/NAME, tiny:NAME or "
+    if not reference.name.strip():
+        raise StudyError(
+            "this names no model",
+            field=field,
+            value=model,
+            expected=f"{kinds}package:NAME",
+        )
     if reference.source == "path" and not Path(reference.name).expanduser().exists():
         raise StudyError(
             "there is no such model directory",
             field=field,
             value=model,
-            expected="a directory in transformers' layout, a .gguf file, hub:ORG/NAME, tiny:NAME "
-            "or package:NAME",
+            expected=f"{kinds}package:NAME",
             remedy=f"if it is a hub id, write hub:{reference.name}",
         )
 

@@ -121,7 +121,7 @@ def _origin(path: Path) -> dict[str, str]:
 
 def _laid_out(row: Row) -> tuple[dict[str, Any], list[str]]:
     """(fields of an example, what is ignored) of a row in any layout."""
-    given = {k: v for k, v in row.fields.items() if v is not None}
+    given = {k: v for k, v in row.fields.items() if v not in (None, "")}  # as an empty cell
     beside = {k: given[k] for k in _BESIDE if k in given}
     if "messages" in given:
         fields, further = _chat(given["messages"], row.where)
