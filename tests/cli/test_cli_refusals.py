@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from titer.assets import tiny_model
+from titer.cli.options import value_of
 
 COMMANDS = ("check", "run")
 
@@ -235,3 +236,19 @@ def test_nothing_that_exists_is_saved_over(refused, tmp_path, what):
     assert str(mine) in refused("defend", "tiny:aligned", "--out", mine)
     assert str(mine) in refused("attack", "tiny:aligned", "--keep-weights", mine)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("8", 8),
+        ("[9e-1, 0.999]", [0.9, 0.999]),
+        ("{lr: 1e-3, name: here}", {"lr": 1e-3, "name": "here"}),
+        ("[{attack: full_sft, steps: 2}]", [{"attack": "full_sft", "steps": 2}]),
+        ("cosine", "cosine"),
+        ("[never closed", "[never closed"),
+    ],
+)
+def test_a_setting_on_the_command_line_is_yaml(text, value):
+    assert value_of(text) == value

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.study import builtin_studies, load_study
-from titer.study.base import Strict, digest, escaped, visible
+from titer.study.base import Strict, digest
+from titer.study.escaping import escaped, visible
 
 SHORT = yaml.safe_load(builtin_studies()["quickstart"])
 BASE = load_study("quickstart").model_dump(mode="json", exclude_unset=True)

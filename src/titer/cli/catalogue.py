@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import to_jsonable_python
 
 from titer.cli.console import out, print_json
 from titer.cli.options import Plugins, load_plugin_files
@@ -150,6 +149,8 @@ def _facts(name: str, kind: Kind, cls: Any) -> dict[str, Any]:
         },
         "required": [n for n, f in fields.items() if f.is_required()],
     }
+    from pydantic_core import to_jsonable_python
+
     plain: dict[str, Any] = to_jsonable_python(facts)
     return plain
 

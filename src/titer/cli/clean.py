@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from titer.cli.console import out
-from titer.records.store import RunStore
 from titer.study.counting import counted
 
 
@@ -27,6 +26,8 @@ def clean_command(
 
     That is rolling checkpoints (half-attacked weights) and half-written files. Records stay.
     """
+    from titer.records.store import RunStore
+
     store = RunStore(run)
     store.study()  # refuses what is not a run directory
     with store.locked():

@@ -13,8 +13,8 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from titer.study.base import escaped, visible
 from titer.study.counting import counted
+from titer.study.escaping import escaped, visible
 
 if TYPE_CHECKING:
     from titer.verdicts.output.verdict import Flag, StudyVerdict

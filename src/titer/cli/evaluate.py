@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from titer.cli.battery import battery, misfits
 from titer.cli.console import err, out, print_json
@@ -238,6 +237,8 @@ def _write(study: Study, file: Path, best: str, say: Callable[[str], None], as_j
             value=str(file),
             expected="a new file",
         )
+    import yaml
+
     text = yaml.safe_dump(
         study.model_dump(mode="json", exclude_defaults=True),
         sort_keys=False,

@@ -13,7 +13,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
-from pydantic import ValidationError
 
 from titer.cli import (
     audit,
@@ -117,6 +116,8 @@ def _usage(error: Any) -> str:
         type(error).__name__ == "NoArgsIsHelpError"
     ):  # no command was named: its message is the whole help
         return message
+    from pydantic import ValidationError
+
     cause = error.__cause__
     found = f" Found: {cause.errors()[0]['input']!r}." if isinstance(cause, ValidationError) else ""
     return f"{message}.{found} To do: see `{context.command_path if context else 'titer'} --help`."

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from titer.cli.console import err
 from titer.errors import OverlapError, UsageError
-from titer.study.yaml_text import numbers
 
 if TYPE_CHECKING:
     from titer.study.releaser import OwnText
@@ -92,6 +90,10 @@ def pairs(given: Sequence[str] | None, option: str, example: str) -> list[tuple[
 
 def value_of(text: str) -> Any:
     """A number or YAML where the text reads as such, else the text."""
+    import yaml
+
+    from titer.study.yaml_text import numbers
+
     try:
         return numbers(yaml.safe_load(text))  # YAML 1.1 reads 1e-4 as text
     except yaml.YAMLError:  # text, which whoever gets it may refuse

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from titer.study.candidate import CONTROL
-
 if TYPE_CHECKING:
     from titer.records.view import RunView
     from titer.study.spec import AttackUse
@@ -27,6 +25,8 @@ def rate_lines(view: RunView) -> Iterator[str]:
 
 
 def _found(view: RunView, use: AttackUse, candidate: str) -> str:
+    from titer.study.candidate import CONTROL
+
     who = "control" if candidate == CONTROL else candidate
     broke = sorted(_points(view, use, candidate, "search", broken=True))
     confirmed = sorted(_points(view, use, candidate, "attack"))

@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from titer.errors import RecordError, UsageError
-from titer.study.spec import Study
+
+if TYPE_CHECKING:
+    from titer.study.spec import Study
 
 SHOWN = 4
 _SAME_RESULTS = ("eval_batch", "workers", "threads", "device", "price_per_hour")

@@ -16,7 +16,7 @@ from titer.report.content import models as starts
 from titer.report.content.plain import in_short
 from titer.report.drawing import figures
 from titer.report.table import SIGNS, tone
-from titer.study.base import visible
+from titer.study.escaping import visible
 from titer.verdicts.output.verdict import StudyVerdict
 
 MAX_TRANSCRIPTS = 2000

@@ -13,7 +13,7 @@ from titer.report.content import conditions, provenance, resistance, risk, sente
 from titer.report.content import models as starts
 from titer.report.content.plain import in_short
 from titer.report.table import SIGNS, Table
-from titer.study.base import visible
+from titer.study.escaping import visible
 from titer.verdicts.output.verdict import CandidateVerdict, StudyVerdict
 
 
