@@ -126,7 +126,7 @@ def test_there_may_be_none(tmp_path):
 
 
 def test_a_checkpoint_of_another_version_is_not_continued(rolling, monkeypatch):
-    monkeypatch.setattr("titer.__version__", "0.0.other")
+    monkeypatch.setattr("titer.engine.checkpoint.__version__", "0.0.other")
     assert rolling.read() is None
 
 

@@ -433,7 +433,7 @@ def test_keeping_a_model_does_not_change_what_its_record_says(new_bundle, pairs)
     """Adapters are merged when a model is kept; they were trained all the same."""
 
     def keep(bundle):
-        whole(bundle.model)
+        whole(bundle)
         return Artifact(sha256="0" * 64, bytes=1)
 
     kept, not_kept = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def _json(text: str) -> Any:
 def _lines(file: Path, text: str) -> Iterator[Row]:
     # Not splitlines(): it also cuts at characters that may stand unescaped inside JSON text
     # (U+2028, U+0085 …).
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         if not line.strip():
             continue
         where = f"{file.name}:{number}"
