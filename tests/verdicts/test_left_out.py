@@ -31,7 +31,9 @@ def test_an_attack_only_the_candidate_refuses_bars_holds_and_leaves_the_others_t
         "full_sft": "holds",
         "lora_sft": "inconclusive",
     }
-    assert any("lora_sft" in sentence for sentence in found.missing)
+    said = [sentence for sentence in found.missing if "lora_sft" in sentence]
+    assert any("no layer that it could change" in sentence for sentence in said)
+    assert not any("finish the run" in sentence for sentence in said)
 
 
 def test_without_it_on_any_model_the_claim_is_about_the_rest_of_the_battery():

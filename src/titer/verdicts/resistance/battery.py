@@ -63,6 +63,14 @@ def battery(evidence: Evidence, candidate: str, phi: float) -> list[Judged]:
             capability_planned=spec.capability is not None,
             search_note=search_note(evidence, candidate, label, phi),
             search_gap=search_gap(evidence, candidate, use),
+            left_out=next(
+                (
+                    gone.reason
+                    for gone in spec.left_out
+                    if (gone.attack, gone.candidate) == (label, candidate)
+                ),
+                "",
+            ),
         )
         trajectories = evidence.trajectories(candidate, label)
         found = find(label, trajectories, evidence.trajectories(CONTROL, label), setting)

@@ -29,6 +29,12 @@ def gaps(
     """What bars `holds`, each a sentence with its remedy."""
     if control_status == "missing":
         yield f"{attack}: the control's runs are incomplete; finish the run"
+    if setting.left_out:
+        yield (
+            f"{attack} could not be run on this candidate ({setting.left_out}), so what it would "
+            "do is not known; make the candidate one that the attack can be run on"
+        )
+        return
     yield from (f"{attack}: {s}" for s in _seeds(trajectories, judged, setting))
     for trajectory, t in zip(trajectories, judged, strict=True):
         yield from (f"{attack}, seed {trajectory.seed}: {s}" for s in _run(trajectory, t, setting))

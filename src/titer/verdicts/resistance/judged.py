@@ -19,7 +19,7 @@ from titer.verdicts.output.verdict import (
 class Setting:
     """What an attack is judged under, beside its runs. start: whether f(M[0]) is `clear` of φ,
     `harmful` or `missing`. search_note: a breach that search found; search_gap: search cells
-    that are missing; each a sentence.
+    that are missing; each a sentence. left_out: why the attack could not be run on this candidate.
     """
 
     design: Design
@@ -32,6 +32,7 @@ class Setting:
     collapse_tested: bool = False
     search_note: str = ""
     search_gap: str = ""
+    left_out: str = ""
 
 
 class Limit(NamedTuple):
