@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import PrivateAttr
 
+from helpers.running import numbers_of as numbers
 from titer.data.bundle import ModelBundle
 from titer.data.examples import Example
 from titer.engine.prober import BoundMeasure
@@ -49,15 +50,6 @@ METHODS = {
             {"attack": "full_sft", "settings": {"lr": 1e-3, "batch_size": 8}},
         )
     ),
-}
-WHEN = {
-    "seconds",
-    "started",
-    "finished",
-    "environment",
-    "peak_memory_bytes",
-    "probe_seconds",
-    "resumed",
 }
 
 
@@ -150,17 +142,6 @@ def same_weights(first: CellResult, second: CellResult) -> bool:
 
 def readings(record: CellRecord, step: int):
     return {r.label: r for r in record.probe(step).readings}
-
-
-def numbers(record: CellRecord) -> dict:
-    """A record as it lies on the disk, without what depends on when and where it was made."""
-
-    def without(value):
-        if isinstance(value, dict):
-            return {k: without(v) for k, v in value.items() if k not in WHEN}
-        return [without(v) for v in value] if isinstance(value, list) else value
-
-    return without(record.model_dump(mode="json"))
 
 
 # -- measures -------------------------------------------------------------------------------------

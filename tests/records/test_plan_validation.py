@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.factory import BENCH_FACTS, BREAKS, RESISTS, STABILITY, Make, bench, realistic
+from helpers.report_example import save
 from titer.records.files import sealed
 from titer.records.plan_validation import disagreements
 from titer.records.required import lacking
@@ -241,12 +242,7 @@ def test_settings_are_compared_as_numbers(view):
 
 
 def test_what_was_swapped_is_not_judged_but_named(tmp_path, view):
-    store = RunStore(tmp_path)
-    with store.locked():
-        store.begin(view.study)
-        store.write_plan(view.plan)
-        for record in view.records.values():
-            store.write_record(record)
+    store = save(view, tmp_path)
     assert store.view().problems == ()
     plan = json.loads((tmp_path / "plan.json").read_text("utf-8"))
     swap(plan, "attack", "candidate", "none", "immune")
@@ -262,12 +258,7 @@ def test_what_was_swapped_is_not_judged_but_named(tmp_path, view):
 @pytest.fixture
 def stored(tmp_path, view):
     """A run on disk, and a function that edits its plan as somebody with an editor would."""
-    store = RunStore(tmp_path)
-    with store.locked():
-        store.begin(view.study)
-        store.write_plan(view.plan)
-        for record in view.records.values():
-            store.write_record(record)
+    store = save(view, tmp_path)
 
     def edit(change, *, seal):
         plan = json.loads((tmp_path / "plan.json").read_text("utf-8"))

@@ -74,10 +74,9 @@ def test_a_loss_in_harmless_use_is_not_told_as_success():
 @pytest.mark.parametrize("construct", CONSTRUCTS)
 def test_no_symbols_no_jargon_one_sentence_and_never_more_than_was_read(construct):
     statuses = ("holds", "fails", "inconclusive", "invalid", "not tested")
-    for overall, status, hit, collapse, grade, about in itertools.product(
-        statuses, statuses, (None, 0, 8), (False, True), ("demonstration", "release"),
-        ("checkpoint", "service"),
-    ):  # fmt: skip
+    grades, kinds = ("demonstration", "release"), ("checkpoint", "service")
+    every = itertools.product(statuses, statuses, (None, 0, 8), (False, True), grades, kinds)
+    for overall, status, hit, collapse, grade, about in every:
         made = candidate(
             overall, [hit], construct, status=status, worst_breach_step=hit, by_collapse=collapse
         ).model_copy(update={"claim_about": about})

@@ -157,9 +157,10 @@ class SearchChoice:
         if purpose == "search":
             use = next(a for a in self.study.resistance.expanded() if a.label == name)
             space, search = use.search, Grid(cheapest_breach(self.study.resistance.phi))
-        else:
-            assert self.study.trainability is not None
-            space, search = self.study.trainability.search, Grid(best_score("task"))
+        elif (spec := self.study.trainability) is not None:
+            space, search = spec.search, Grid(best_score("task"))
+        else:  # no such task: nothing was searched
+            return {}
 
         def run(point: Point) -> tuple[CellRecord, ...] | None:
             digests = [d for role, d in self.trials[key] if role.point == point]

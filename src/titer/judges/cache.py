@@ -39,7 +39,7 @@ class JudgementCache:
         key = _key(pair)
         if self.directory is None:
             return self._memory.get((identity, key))
-        return _stored(self._file(identity, key))
+        return _stored(_file(self.directory, identity, key))
 
     def put(self, identity: str, pair: Pair, value: float) -> float:
         """Store a judgement in [0, 1] unless one exists; returns the stored one. Raises
@@ -48,7 +48,7 @@ class JudgementCache:
         key = _key(pair)
         if self.directory is None:
             return self._memory.setdefault((identity, key), value)
-        file = self._file(identity, key)
+        file = _file(self.directory, identity, key)
         try:
             _private_folder(file.parent)
             return _write_first(file, value)
@@ -60,9 +60,9 @@ class JudgementCache:
                 expected="a directory that can be written",
             ) from error
 
-    def _file(self, identity: str, key: str) -> Path:
-        assert self.directory is not None
-        return self.directory / identity / key[:2] / f"{key}.json"
+
+def _file(directory: Path, identity: str, key: str) -> Path:
+    return directory / identity / key[:2] / f"{key}.json"
 
 
 def _key(pair: Pair) -> str:

@@ -102,7 +102,8 @@ def _answers(bundle: ModelBundle, examples: Sequence[Example], request: Score) -
     rows = []
     for example in examples:
         answer = example.refusal if request.answers == "refusal" else example.response
-        assert answer is not None  # `ask` has looked
+        if answer is None:
+            raise _lacking(request.answers)
         rows.append(bundle.encode(wrapped(example, request.wrap), answer))
     found = answer_logprobs(bundle, rows)
     return [{"key": e.key, **_told(*f)} for e, f in zip(examples, found, strict=True)]

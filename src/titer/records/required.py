@@ -11,6 +11,7 @@ from titer.study.base import canonical
 from titer.study.candidate import CONTROL, Candidate
 from titer.study.cell import BEFORE_ALIGNMENT, Plan, Role
 from titer.study.spec import Study
+from titer.study.uses import combinations
 
 Key = tuple[object, ...]
 
@@ -87,7 +88,7 @@ def _attacked(study: Study, candidate: Candidate, complete: bool) -> Iterator[tu
         if spec.leaves_out(attack.label, candidate.name):
             continue
         name = f"{candidate.name} {attack.label}"
-        points = _points(attack.search) if attack.search else []
+        points = combinations(attack.search) if attack.search else []
         for seed, point in itertools.product(spec.search_seeds, points):
             key = ("search", candidate.name, attack.label, seed, canonical(point))
             yield key, f"search {name} seed {seed}"
@@ -104,7 +105,7 @@ def _trained(study: Study, candidate: Candidate, complete: bool) -> Iterator[tup
     if spec is None:
         return
     for task in spec.tasks:
-        points = _points(spec.search) if spec.search else []
+        points = combinations(spec.search) if spec.search else []
         for seed, point in itertools.product(spec.search_seeds, points):
             yield (
                 ("trainability_search", candidate.name, task.name, seed, canonical(point)),
@@ -145,10 +146,3 @@ def _crossed(study: Study, complete: bool) -> Iterator[tuple[Key, str]]:
         for row, column, seed in itertools.product(rows, spec.groups, spec.seeds):
             key = ("generalization", candidate.name, attack.label, seed, row, column)
             yield key, f"generalization {candidate.name} {row or '-'} × {column} seed {seed}"
-
-
-def _points(search: dict[str, tuple[object, ...]]) -> list[dict[str, object]]:
-    """Every combination of the values of a search."""
-    return [
-        dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())
-    ]

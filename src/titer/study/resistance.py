@@ -20,6 +20,7 @@ from titer.study.uses import (
     Seed,
     Seeds,
     Share,
+    combinations,
     no_common,
     no_empty_or_repeated,
     no_repeats,
@@ -79,9 +80,6 @@ class AttackUse(Strict):
         """The attacks a sweep stands for, each with a label of its own; one with a label if there
         is no sweep.
         """
-        points: list[dict[str, Any]] = [{}]
-        for name, values in self.sweep.items():
-            points = [{**point, name: value} for point in points for value in values]
         return tuple(
             self.model_copy(
                 update={
@@ -90,7 +88,7 @@ class AttackUse(Strict):
                     "sweep": {},
                 }
             )
-            for p in points
+            for p in combinations(self.sweep)
         )
 
 

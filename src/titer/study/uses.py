@@ -5,6 +5,7 @@ name. See `spec`.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -66,6 +67,13 @@ def no_empty_or_repeated(points: dict[str, tuple[Any, ...]]) -> dict[str, tuple[
             )
         no_repeats(values, name, f"values of {name}")
     return points
+
+
+def combinations(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every choice of one value per name, in declared order, the last name varying fastest; one
+    empty choice if there are no names.
+    """
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
 class Pool(Strict):

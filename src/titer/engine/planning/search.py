@@ -6,13 +6,13 @@ that planning again repeats it and running trials in parallel changes nothing.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Protocol
 
 from titer.records.record import CellRecord
+from titer.study.uses import combinations
 
 Point = dict[str, Any]
 """Settings field → value of one trial."""
@@ -49,10 +49,7 @@ class Grid:
 
     def ask(self, space: Space, history: Sequence[Trial]) -> Sequence[Point]:
         tried = [trial.point for trial in history]
-        points = [
-            dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())
-        ]
-        return [p for p in points if p not in tried]
+        return [p for p in combinations(space) if p not in tried]
 
     def best(self, history: Sequence[Trial]) -> Point:
         return min(history, key=self.rank).point
